@@ -1,0 +1,53 @@
+# make demo   speech -> shards -> mapper -> the LLM's answers -> report, on two cores
+# make test   every test but those marked gpu
+# make check  format, lint, types
+# Each installs what it needs into .venv first.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# The index torch comes from, if not the default one: a V100 needs a CUDA 12.6 build, a machine without a GPU a CPU build.
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export OMP_NUM_THREADS ?= 1
+export HF_HUB_OFFLINE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: install demo seeds test check format clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml Makefile
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sm_train needs Python 3.11 or later")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(BIN)/pip install -q --no-deps -r requirements.lock
+	$(BIN)/pip install -q --no-index --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	python -m tools.miniature.corpus configs/miniature/easy.yaml out=runs/demo/corpus
+	python -m cluster.precompute configs/precompute/miniature.yaml
+	torchrun --standalone --nproc-per-node 2 -m sm_train.pretrain configs/pretrain/miniature.yaml
+	python -m sm_train.evaluate configs/evaluate/miniature.yaml
+
+seeds: install
+	python -m tools.seeds 0 1 2
+
+test: install
+	python -m pytest -m "not gpu"
+
+check: install
+	ruff format --check .
+	ruff check .
+	mypy
+
+format: install
+	ruff format .
+	ruff check --fix .
+
+clean:
+	rm -rf runs .pytest_cache .mypy_cache .ruff_cache

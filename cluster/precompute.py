@@ -1,0 +1,127 @@
+"""Precompute over Ray: the units of ``sm_train.precompute``, spread over actors.
+
+    python -m cluster.precompute CONFIG.yaml [key=value ...]
+
+Joins the cluster that RAY_ADDRESS names; without it a Ray of its own starts on this machine and ends with the command.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sm_train import config
+from sm_train.encode import UnitEncoder
+from sm_train.errors import UserError, run_command
+from sm_train.precompute import PrecomputeConfig, make_encoder, run
+from sm_train.records import Receipt, Unit
+
+_AHEAD = 2
+"""Units an actor has at hand: one at work and the next."""
+_OBJECT_STORE_BYTES = 128 << 20
+"""Nothing but units and receipts travels, so the least that Ray takes (75 MiB) is nearly enough."""
+
+
+class EncodingActor:
+    """One process that encodes units. The encoder is made at the first one, so that its errors come back as errors."""
+
+    def __init__(self, cfg: PrecomputeConfig) -> None:
+        self.cfg = cfg
+        self.encoder: UnitEncoder | None = None
+
+    def ready(self) -> None:
+        """Answers once the cluster has given this actor a place."""
+
+    def encode_unit(self, unit: Unit) -> Receipt:
+        """Encode and commit one part; safe to repeat."""
+        self.encoder = self.encoder or make_encoder(self.cfg)
+        return self.encoder.encode_unit(unit)
+
+
+def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
+    """Encode units on ``cfg.actors`` actors; receipts come in the order of completion."""
+    import ray
+
+    _connect(ray, cfg)
+    try:
+        yield from _work(ray, _with_absolute_paths(cfg), units)
+    finally:
+        ray.shutdown()
+
+
+def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
+    quiet = {"log_to_driver": False, "logging_level": "error"}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+        return
+    # address="local" is said explicitly: without it Ray joins the latest cluster that anybody started on this machine.
+    ray.init(
+        address="local", num_cpus=cfg.actors * cfg.threads, include_dashboard=False,
+        object_store_memory=_OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1", **quiet,
+    )  # fmt: skip
+
+
+def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
+    """For actors, whose working folder may be another one; the contract keeps what the config says."""
+    path = Path(cfg.encoder.path)
+    encoder = replace(cfg.encoder, path=str(path.resolve())) if path.is_dir() else cfg.encoder
+    manifest, out = str(Path(cfg.manifest).resolve()), str(Path(cfg.out).resolve())
+    return replace(cfg, manifest=manifest, out=out, encoder=encoder)
+
+
+def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
+    """Feed actors that have a place, wait, and send again whatever died with its actor or node."""
+    actor_class = ray.remote(EncodingActor).options(
+        num_cpus=cfg.threads, num_gpus=cfg.actor_gpus, max_restarts=-1, max_task_retries=-1,
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cfg.threads)}},
+    )  # fmt: skip
+    todo, alive = deque(units), set()
+    flying: dict[Any, tuple[Any, Unit | None]] = {}
+    num_done = 0
+
+    def start() -> None:
+        actor = actor_class.remote(cfg)
+        alive.add(actor)
+        flying[actor.ready.remote()] = (actor, None)
+
+    for _ in range(min(cfg.actors, len(units))):
+        start()
+    while num_done < len(units):
+        (ref,), _ = ray.wait(list(flying), num_returns=1)
+        actor, unit = flying.pop(ref)
+        try:
+            receipt = ray.get(ref)
+        except ray.exceptions.RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+        except ray.exceptions.RayActorError as error:
+            if unit:
+                todo.appendleft(unit)
+            time.sleep(1.0)
+            if isinstance(error, ray.exceptions.ActorDiedError) and actor in alive:
+                alive.remove(actor)
+                start()
+        else:
+            if unit:
+                num_done += 1
+                yield receipt
+        while actor in alive and todo and sum(other is actor for other, _ in flying.values()) < _AHEAD:
+            following = todo.popleft()
+            flying[actor.encode_unit.remote(following)] = (actor, following)
+
+
+def main(argv: list[str]) -> None:
+    cfg = config.load(PrecomputeConfig, argv, "cluster.precompute")
+    if cfg.encoder.device == "auto":  # the actors' device, not this process's, belongs to the contract
+        cfg = replace(cfg, encoder=replace(cfg.encoder, device="cuda" if cfg.actor_gpus else "cpu"))
+    run(cfg, spread)
+
+
+if __name__ == "__main__":
+    run_command(main)

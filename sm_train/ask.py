@@ -1,0 +1,66 @@
+"""Ask the LLM about a recording.
+
+    python -m sm_train.ask RUN FILE.wav "PROMPT"
+
+The encoder, the LLM and the mapper are those of the run; a prompt without {speech} is put behind the speech.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sm_train import config, files
+from sm_train.data import audio
+from sm_train.data.lengths import num_positions
+from sm_train.data.target_set import TargetSet
+from sm_train.errors import UserError, run_command
+from sm_train.evaluate import find_checkpoint
+from sm_train.models.llm import FrozenLlm, LlmConfig
+from sm_train.models.mapper import SpeechMapper
+from sm_train.models.speech import EncoderConfig, SpeechEncoder
+from sm_train.prompts import SPEECH, require_speech
+from sm_train.scoring.systems import STAGE_1, Heard, Mapped, ask
+
+USAGE = 'usage: python -m sm_train.ask RUN FILE.wav "PROMPT"'
+
+
+def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -> tuple[str, str]:
+    """What the mapper heard, as nearest tokens, and the LLM's answer.
+
+    Raises:
+        UserError: the run is not a pretraining run, or the recording cannot be used.
+    """
+    message = prompt if SPEECH in prompt else f"{SPEECH}\n{prompt}"
+    require_speech(message, "the prompt")
+    found = find_checkpoint(run, "best")
+    frozen = files.read_json(found / "state.json")["contract"]
+    settings = config.read_yaml(run / "config.yaml")
+    try:
+        samples_S = audio.load(recording)
+    except audio.BadAudio as error:
+        raise UserError(f"recording {recording}: {error.reason}: {error}") from None
+    encoder = SpeechEncoder(
+        EncoderConfig(frozen["encoder"], frozen["encoder_revision"], layer=frozen["layer"], pool=frozen["pool"])
+    )
+    llm = FrozenLlm(LlmConfig(frozen["llm"], frozen["llm_revision"]))
+    targets = TargetSet(Path(settings["shards"]), settings["target"])
+    mapped = Mapped(SpeechMapper.from_pretrained(found), targets, settings["trim"], llm.device, STAGE_1)
+    (feats_TE,) = encoder.encode([samples_S])
+    if num_positions(len(feats_TE)) < 1:
+        raise UserError(f"recording {recording} is too short: {len(samples_S) / audio.SAMPLE_RATE_HZ:.2f} s")
+    heard = Heard(feats_TE.astype("float16"), "")
+    return mapped.transcript(heard) or "", ask(llm, [message], [mapped.vectors(heard)], max_new_tokens)[0]
+
+
+def main(argv: list[str]) -> None:
+    if argv and argv[0] in ("-h", "--help"):
+        print(__doc__)
+        return
+    if len(argv) != 3:
+        raise UserError(USAGE)
+    heard, said = answer(Path(argv[0]), Path(argv[1]), argv[2])
+    print(f"heard:  {heard}\nanswer: {said}")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,141 @@
+"""From a plan to tensors: the items of a stage, and the micro-batches of each step for one rank.
+
+Shape letters: B items, T frames, L tokens, E encoder width.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sm_train import files
+from sm_train.data import plan, shards
+from sm_train.data.target_set import TargetSet
+from sm_train.errors import UserError
+from sm_train.records import Batch
+
+Columns = Mapping[str, NDArray[np.int64]]
+Counts = Mapping[str, float]
+
+
+class SpeechItems:
+    """Utterances of some splits of a shard set, with their targets: what stage 1 trains on and is validated on.
+
+    Raises:
+        UserError: the set or its targets are not complete, or no utterance is in these splits.
+    """
+
+    def __init__(self, shard_set: Path, targets: TargetSet, splits: Sequence[str]) -> None:
+        self.dataset = files.read_json(shard_set / shards.DATASET)
+        self.utterances = shards.read_table(shard_set, "utterances.parquet")
+        self.feats = shards.Samples(shard_set, self.utterances)
+        self.targets = targets
+        of_row = targets.table.column("utterance").to_numpy()
+        split_of = np.array(self.utterances.column("split").to_pylist())[of_row]
+        self.rows = np.flatnonzero(np.isin(split_of, list(splits)))
+        if len(self.rows) == 0:
+            have = ", ".join(sorted(set(split_of.tolist())))
+            raise UserError(f"shard set {shard_set} has no utterance in split {', '.join(splits)!r}; it has: {have}")
+        self.ordinals = of_row[self.rows]
+        num_frames = self.utterances.column("num_frames").to_numpy()[self.ordinals]
+        num_tokens = targets.table.column("num_tokens").to_numpy()[self.rows]
+        self.columns: Columns = {"num_frames": num_frames.astype(np.int64), "num_tokens": num_tokens.astype(np.int64)}
+        self.duration_s = self.utterances.column("duration_s").to_numpy()[self.ordinals]
+        self.feature_width = int(self.feats[int(self.ordinals[0])]["feats"].shape[1])
+        ids = self.utterances.column("id").to_pylist()
+        self.ids = [ids[o] for o in self.ordinals]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def collate(self, items: NDArray[np.int64]) -> Batch:
+        """Read, verify and pad some items."""
+        feats = [self.feats[int(self.ordinals[i])]["feats"] for i in items]
+        rows = [self.targets.rows_of(int(self.rows[i])) for i in items]
+        feats_BTE = np.zeros((len(feats), max(map(len, feats)), feats[0].shape[1]), np.float16)
+        rows_BL = np.full((len(rows), max(map(len, rows))), self.targets.pad_row, np.int64)
+        for b, (feat_TE, row_L) in enumerate(zip(feats, rows, strict=True)):
+            feats_BTE[b, : len(feat_TE)] = feat_TE
+            rows_BL[b, : len(row_L)] = row_L
+        return Batch(
+            torch.from_numpy(feats_BTE),
+            torch.tensor([len(feat) for feat in feats]),
+            torch.from_numpy(rows_BL),
+            torch.tensor([len(row) for row in rows]),
+            self.ordinals[items],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one rank does in one step."""
+
+    position: plan.Position
+    batches: list[tuple[int, Batch]]
+    """(lane, micro-batch) of this rank's lanes."""
+    counts: Counts
+    """Count of each term over all lanes of the step: the denominators, known without communication."""
+    audio_s: float
+    padding: float
+    """Share of padded frames that hold no audio, over all lanes."""
+    wait_s: float
+    """Wall seconds this rank spent reading and collating."""
+
+
+class Loader:
+    """The steps of one rank, from any position on: rank r of W takes the lanes r, r + W, ...
+
+    Raises:
+        UserError: W does not divide the number of lanes, or the items cannot be planned.
+    """
+
+    def __init__(
+        self, items: SpeechItems, counts: Callable[[Columns], Columns], seed: int, budget: int, lanes: int,
+        rank: int, world_size: int,
+    ) -> None:  # fmt: skip
+        if lanes % world_size:
+            raise UserError(
+                f"batch.lanes is {lanes}, which {world_size} ranks do not divide; take a multiple of {world_size}"
+            )
+        self.items, self.seed, self.budget, self.lanes = items, seed, budget, lanes
+        self.my_lanes = range(rank, lanes, world_size)
+        self.lengths = items.columns["num_frames"]
+        plan.check(self.lengths, budget, lanes, items.ids)
+        self.item_counts = counts(items.columns)
+        self.fingerprint = plan.fingerprint(self.lengths, seed, budget, lanes)
+
+    def steps(self, position: plan.Position) -> Iterator[Step]:
+        """Endless steps from ``position`` on, epoch after epoch."""
+        epoch, first = position.epoch, position.step
+        while True:
+            epoch_plan = plan.plan_epoch(self.lengths, self.seed, epoch, self.budget, self.lanes)
+            for step in range(first, epoch_plan.num_steps):
+                yield self._step(epoch_plan, plan.Position(epoch, step))
+            epoch, first = epoch + 1, 0
+
+    def names(self, position: plan.Position, lanes: Sequence[int], most: int = 8) -> str:
+        """The ids of the utterances in some lanes of a step, for a message."""
+        epoch_plan = plan.plan_epoch(self.lengths, self.seed, position.epoch, self.budget, self.lanes)
+        ids = [self.items.ids[i] for lane in lanes for i in epoch_plan.micro_batch(position.step, lane)]
+        return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
+
+    def _step(self, epoch_plan: plan.EpochPlan, position: plan.Position) -> Step:
+        start = time.perf_counter()
+        of_step = epoch_plan.step_items(position.step)
+        lane_items = [epoch_plan.micro_batch(position.step, lane) for lane in range(self.lanes)]
+        padded = sum(int(self.lengths[items].max()) * len(items) for items in lane_items)
+        batches = [(lane, self.items.collate(lane_items[lane])) for lane in self.my_lanes]
+        return Step(
+            position,
+            batches,
+            {term: float(count[of_step].sum()) for term, count in self.item_counts.items()},
+            float(self.items.duration_s[of_step].sum()),
+            1.0 - float(self.lengths[of_step].sum()) / padded,
+            time.perf_counter() - start,
+        )

@@ -1,0 +1,140 @@
+"""Manifests and instructions: which utterances there are, and what is asked about them. The only reader of either."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sm_train.errors import UserError
+from sm_train.records import Task, Unit, Utterance
+
+MANIFEST_COLUMNS = ("id", "audio", "start_s", "duration_s", "text", "lang", "speaker", "split")
+INSTRUCTION_COLUMNS = ("utterance_id", "task", "variables", "target_lang", "answer")
+TASKS = ("asr", "st", "sqa")
+
+
+def read_manifest(path: Path) -> list[Utterance]:
+    """The utterances of a Parquet or JSONL manifest, in its order.
+
+    Raises:
+        UserError: the file is missing or unreadable, a column is missing, an id is empty or appears twice, a start or
+            a duration is no time.
+    """
+    rows = _read_rows(path, MANIFEST_COLUMNS, optional={"start_s": 0.0, "lang": "", "speaker": "", "split": "train"})
+    first_row: dict[str, int] = {}
+    utterances = []
+    for number, row in enumerate(rows, start=1):
+        identity = "" if row["id"] is None else str(row["id"])
+        if not identity:
+            raise UserError(f"manifest {path}, row {number}: the id is empty; every utterance needs one")
+        if identity in first_row:
+            raise UserError(
+                f"manifest {path}: id {identity!r} stands in row {first_row[identity]} and in row {number}; "
+                "ids must be unique, so rename or remove one"
+            )
+        first_row[identity] = number
+        try:
+            utterances.append(_utterance(identity, row))
+        except (TypeError, ValueError) as error:
+            raise UserError(f"manifest {path}, row {number} (id {identity!r}): {error}") from None
+    if not utterances:
+        raise UserError(f"manifest {path} holds no utterance")
+    return utterances
+
+
+def _utterance(identity: str, row: dict[str, Any]) -> Utterance:
+    start_s, duration_s = float(row["start_s"] or 0.0), float(row["duration_s"] or 0.0)
+    if not (duration_s > 0 and math.isfinite(duration_s)):
+        raise ValueError(f"duration_s is {row['duration_s']!r}; it must be the measured length in seconds, above zero")
+    if not (start_s >= 0 and math.isfinite(start_s)):
+        raise ValueError(f"start_s is {row['start_s']!r}; it must be zero or a time in seconds")
+    return Utterance(
+        id=identity,
+        audio=str(row["audio"] or ""),
+        start_s=start_s,
+        duration_s=duration_s,
+        text=str(row["text"] or ""),
+        lang=str(row["lang"] or ""),
+        speaker=str(row["speaker"] or ""),
+        split=str(row["split"] or ""),
+    )
+
+
+def manifest_hash(utterances: Sequence[Utterance]) -> str:
+    """A hash of every field of every utterance in order: equal for a Parquet and a JSONL of the same rows."""
+    digest = hashlib.sha256()
+    for u in utterances:
+        fields = [u.id, u.audio, u.start_s, u.duration_s, u.text, u.lang, u.speaker, u.split]
+        digest.update(json.dumps(fields, ensure_ascii=False).encode())
+    return digest.hexdigest()[:32]
+
+
+def cut_units(utterances: Sequence[Utterance], unit_utterances: int) -> list[Unit]:
+    """Consecutive runs of ``unit_utterances`` rows: a pure function of the manifest."""
+    starts = range(0, len(utterances), unit_utterances)
+    return [Unit(index, tuple(utterances[start : start + unit_utterances])) for index, start in enumerate(starts)]
+
+
+def read_instructions(path: Path) -> list[Task]:
+    """The tasks of a Parquet or JSONL instructions file; ``variables`` is a JSON object, or one in a string.
+
+    Raises:
+        UserError: the file is missing, a column is missing, a task is not asr, st or sqa, or variables are not JSON.
+    """
+    tasks = []
+    optional = {"variables": None, "target_lang": "en"}
+    for number, row in enumerate(_read_rows(path, INSTRUCTION_COLUMNS, optional), start=1):
+        where = f"instructions {path}, row {number}"
+        if row["task"] not in TASKS:
+            raise UserError(f"{where}: task {row['task']!r} is not one of {', '.join(TASKS)}")
+        variables = row["variables"] or {}
+        if isinstance(variables, str):
+            try:
+                variables = json.loads(variables)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{where}: variables {variables!r} are not a JSON object ({error})") from None
+        if not isinstance(variables, dict):
+            raise UserError(f"{where}: variables {row['variables']!r} are not a JSON object")
+        texts = {str(name): str(value) for name, value in variables.items()}
+        tasks.append(Task(row["utterance_id"], row["task"], texts, row["target_lang"], row["answer"] or ""))
+    return tasks
+
+
+def _read_rows(path: Path, columns: Sequence[str], optional: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"file {path} does not exist")
+    for number, row in enumerate(_read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path), start=1):
+        for name in columns:
+            if name not in row and name not in optional:
+                raise UserError(f"{path}, row {number}: there is no column {name!r}; there are {', '.join(row)}")
+        yield {name: row.get(name, optional.get(name)) for name in columns}
+
+
+def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+            if not isinstance(row, dict):
+                raise UserError(f'{path}, line {number}: a JSON object is wanted, as {{"id": ...}}')
+            yield row
+
+
+def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches():
+                yield from batch.to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,147 @@
+"""MDS, MosaicML's shard format: written by its own MDSWriter, read by one small reader that needs no library.
+
+A shard file is ``u32 num_samples | u32 offsets[num_samples + 1] | JSON of the columns | samples``; a sample is
+``u32 size of each variable column | bytes of each column``, columns in the order of their names
+(mosaicml-streaming 0.13, ``streaming/base/format/mds``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import sys
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+_SHAPE_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}
+_ARRAY_TYPES = ("float16", "float32", "int32")
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRef:
+    """Where a sample lies inside its folder, and the xxh3 of its bytes."""
+
+    shard: str
+    index: int
+    xxh3: str
+
+
+def digest(data: bytes | memoryview) -> str:
+    """The 64-bit xxh3 of some bytes, in 16 hexadecimal digits."""
+    return str(xxhash.xxh3_64_hexdigest(data))
+
+
+def file_digest(path: Path) -> str:
+    """The xxh3 of a whole file."""
+    hasher = xxhash.xxh3_64()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hasher.update(block)
+    return str(hasher.hexdigest())
+
+
+def write(folder: Path, columns: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) -> list[SampleRef]:
+    """Write samples as MDS shards with an ``index.json`` into a new folder, and read every one of them back.
+
+    Raises:
+        RuntimeError: what lies on disk is not what was written.
+    """
+    writer_class = _import_writer()
+    written = []
+    writer = writer_class(out=str(folder), columns=dict(columns), exist_ok=False)
+    for sample in samples:
+        writer.write(dict(sample))
+        written.append(digest(writer.encode_sample(dict(sample))))
+    writer.finish()
+    refs = []
+    index = json.loads((folder / "index.json").read_text())
+    for entry in index["shards"]:
+        name = entry["raw_data"]["basename"]
+        with Shard(folder / name) as shard:
+            refs += [SampleRef(name, i, digest(shard.read(i))) for i in range(shard.num_samples)]
+    if [ref.xxh3 for ref in refs] != written:
+        raise RuntimeError(f"{folder}: the shards on disk differ from what was written")
+    return refs
+
+
+def _import_writer() -> Any:
+    # streaming imports torchvision, which it needs only for image data sets and which breaks a CPU torch.
+    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+    from streaming import MDSWriter
+
+    return MDSWriter
+
+
+class Shard:
+    """One open MDS file: random access by ``pread``, no decoding of anything that could run code.
+
+    Raises:
+        ValueError: the file is shorter than its own table says, or holds a column type other than str and ndarray.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._handle = os.open(path, os.O_RDONLY)
+        try:
+            self._read_table()
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            self.close()
+            raise ValueError(f"{path} is not a whole MDS shard: {error}") from None
+
+    def _read_table(self) -> None:
+        (self.num_samples,) = struct.unpack("<I", os.pread(self._handle, 4, 0))
+        size, begin = os.fstat(self._handle).st_size, 4 * (self.num_samples + 2)
+        if begin > size:
+            raise ValueError("its table of offsets is cut short")
+        self.offsets: NDArray[np.uint32] = np.frombuffer(os.pread(self._handle, begin - 4, 4), "<u4")
+        if self.offsets[-1] != size or self.offsets[0] < begin or (self.offsets[1:] < self.offsets[:-1]).any():
+            raise ValueError(f"its table of offsets does not fit its {size} bytes")
+        columns = json.loads(os.pread(self._handle, int(self.offsets[0]) - begin, begin))
+        self._columns = list(zip(columns["column_names"], columns["column_encodings"], strict=True))
+        for name, encoding in self._columns:
+            kind, _, dtype = encoding.partition(":")
+            if not (encoding == "str" or (kind == "ndarray" and dtype in _ARRAY_TYPES)):
+                raise ValueError(f"column {name!r} has the type {encoding!r}; only str and ndarray are read")
+
+    def read(self, index: int) -> bytes:
+        """The raw bytes of one sample."""
+        begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        return os.pread(self._handle, end - begin, begin)
+
+    def decode(self, data: bytes) -> dict[str, Any]:
+        """Columns of a sample's bytes; arrays are read-only views."""
+        sizes = struct.unpack_from(f"<{len(self._columns)}I", data)
+        begin = 4 * len(self._columns)
+        sample: dict[str, Any] = {}
+        for (name, encoding), size in zip(self._columns, sizes, strict=True):
+            value = memoryview(data)[begin : begin + size]
+            sample[name] = str(value, "utf-8") if encoding == "str" else _array(value, encoding.partition(":")[2])
+            begin += size
+        return sample
+
+    def close(self) -> None:
+        """Give the file handle back."""
+        if self._handle >= 0:
+            os.close(self._handle)
+            self._handle = -1
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _array(value: memoryview, dtype: str) -> NDArray[Any]:
+    num_dims, width = value[0] >> 2, _SHAPE_BYTES[value[0] & 3]
+    end = 1 + num_dims * width
+    shape = np.frombuffer(value[1:end], f"<u{width}").astype(np.int64)
+    return np.frombuffer(value[end:], dtype).reshape(shape)

@@ -1,0 +1,134 @@
+"""The batch plan: which utterances go into which micro-batch of which step, as a pure function of its arguments.
+
+An epoch permutes the items, sorts them inside windows, cuts micro-batches under the budget, halves the largest ones
+until their number is a multiple of G, makes each step of G neighbours in length, and shuffles the steps. Any process
+can rebuild any epoch from (lengths, seed, epoch, budget, G), so a position in training is two integers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sm_train.errors import UserError
+
+WINDOW_ITEMS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EpochPlan:
+    """One epoch: ``items[bounds[m]:bounds[m + 1]]`` are micro-batch m; step s has those from sG to sG + G - 1."""
+
+    items: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    lanes: int
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in this epoch."""
+        return (len(self.bounds) - 1) // self.lanes
+
+    def micro_batch(self, step: int, lane: int) -> NDArray[np.int64]:
+        """The items of one lane of one step."""
+        m = step * self.lanes + lane
+        return self.items[self.bounds[m] : self.bounds[m + 1]]
+
+    def step_items(self, step: int) -> NDArray[np.int64]:
+        """The items of all lanes of one step."""
+        return self.items[self.bounds[step * self.lanes] : self.bounds[(step + 1) * self.lanes]]
+
+
+def check(lengths: NDArray[np.int64], budget: int, lanes: int, names: list[str] | None = None) -> None:
+    """Refuse what cannot be planned.
+
+    Raises:
+        UserError: an item above the budget, or fewer items than lanes.
+    """
+    if len(lengths) < lanes:
+        raise UserError(f"{len(lengths)} items cannot fill {lanes} lanes; lower the number of lanes or add data")
+    longest = int(np.argmax(lengths))
+    if lengths[longest] > budget:
+        name = repr(names[longest]) if names else f"number {longest}"
+        raise UserError(
+            f"item {name} has {int(lengths[longest])} padded frames, above the micro-batch budget of {budget}; "
+            "raise batch.frames, or lower max_duration_s in precompute"
+        )
+
+
+def plan_epoch(lengths: NDArray[np.int64], seed: int, epoch: int, budget: int, lanes: int) -> EpochPlan:
+    """Plan one epoch.
+
+    Args:
+        lengths: what each item costs (frames, tokens; 1 for a budget in samples) [N].
+        budget: the most that count times longest of a micro-batch may reach.
+        lanes: G, micro-batches in a step.
+
+    Returns:
+        A plan that holds each item exactly once.
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    order = _sort_in_windows(lengths, rng.permutation(len(lengths)))
+    pieces = _halve_to_multiple(cut(lengths[order], budget), lengths[order], lanes)
+    # Neighbours in length share a step, so that no lane waits long for another.
+    longest = np.maximum.reduceat(lengths[order], pieces[:-1])
+    ranked = np.argsort(longest, kind="stable").reshape(-1, lanes)
+    micro_batches = rng.permuted(ranked, axis=1)[rng.permutation(len(ranked))].ravel()
+    sizes = np.diff(pieces)[micro_batches]
+    bounds = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    starts = np.repeat(pieces[:-1][micro_batches] - bounds[:-1], sizes)
+    return EpochPlan(order[starts + np.arange(len(order))], bounds, lanes)
+
+
+def _sort_in_windows(lengths: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
+    window = np.arange(len(order)) // WINDOW_ITEMS
+    ordered: NDArray[np.int64] = order[np.lexsort((lengths[order], window))]
+    return ordered
+
+
+def cut(lengths: NDArray[np.int64], budget: int) -> list[int]:
+    """Bounds of greedy runs whose count times longest stays within the budget."""
+    bounds, longest = [0], 0
+    for i, length in enumerate(lengths.tolist()):
+        longest = max(longest, length)
+        if longest * (i + 1 - bounds[-1]) > budget:
+            bounds.append(i)
+            longest = length
+    return [*bounds, len(lengths)]
+
+
+def _halve_to_multiple(bounds: list[int], lengths: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+    """Halve the largest runs (by count times longest) until their number is a multiple of ``lanes``."""
+    runs = []
+    for begin, end in itertools.pairwise(bounds):
+        runs.append((-int(lengths[begin:end].max()) * (end - begin), begin, end))
+    heapq.heapify(runs)
+    settled: list[tuple[int, int, int]] = []
+    while (len(runs) + len(settled)) % lanes:
+        cost, begin, end = heapq.heappop(runs)
+        if end - begin == 1:
+            settled.append((cost, begin, end))
+            continue
+        middle = (begin + end) // 2
+        for a, b in ((begin, middle), (middle, end)):
+            heapq.heappush(runs, (-int(lengths[a:b].max()) * (b - a), a, b))
+    return np.array([*sorted(begin for _, begin, _ in runs + settled), len(lengths)], np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a run is: the next step to take."""
+
+    epoch: int
+    step: int
+
+
+def fingerprint(lengths: NDArray[np.int64], seed: int, budget: int, lanes: int) -> str:
+    """A hash of everything a plan follows from but the epoch."""
+    import xxhash
+
+    head = np.array([seed, budget, lanes, len(lengths)], np.int64)
+    return str(xxhash.xxh3_64_hexdigest(head.tobytes() + lengths.astype(np.int64).tobytes()))

@@ -1,0 +1,78 @@
+"""Files that are whole or absent: written aside, synced, then renamed. The only writer of small files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sm_train.errors import UserError
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a file aside, then put it in ``path``'s place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write(aside)
+        sync(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write text, whole or not at all."""
+    write_whole(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON with sorted keys, whole or not at all: equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        UserError: the file is missing or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"file {path} does not exist") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"file {path} is not JSON: {error}") from None
+
+
+def publish_folder(aside: Path, folder: Path, marker: str) -> None:
+    """Sync every file of a finished folder, then rename it to its name.
+
+    ``marker`` is the file that makes a folder whole. If a whole one stands there, another writer was first: it stays,
+    and ours is removed. One without the marker (half removed by hand) gives way.
+    """
+    for path in sorted(aside.rglob("*")):
+        sync(path)
+    sync(aside)
+    if folder.exists() and not (folder / marker).exists():
+        shutil.rmtree(folder)
+    try:
+        os.rename(aside, folder)
+    except OSError:
+        if not (folder / marker).exists():
+            raise
+        shutil.rmtree(aside, ignore_errors=True)
+    sync(folder.parent)
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes, or a folder's names, durable."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,164 @@
+"""Precompute: a manifest's audio becomes a shard set of frozen features, then a target set for each LLM.
+
+    python -m sm_train.precompute CONFIG.yaml [key=value ...]
+
+One process does everything here; ``cluster.precompute`` spreads the same units over Ray actors.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from sm_train import config, files
+from sm_train.data import manifest, shards
+from sm_train.encode import UnitEncoder
+from sm_train.errors import UserError, run_command
+from sm_train.models import targets
+from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, pick_device
+from sm_train.models.targets import TargetConfig
+from sm_train.records import Receipt, Unit
+from sm_train.runlog import Progress
+
+
+@dataclass(frozen=True)
+class PrecomputeConfig:
+    """A shard set: which audio, through which encoder, for which LLMs."""
+
+    manifest: str = config.key(config.REQUIRED, "Parquet or JSONL manifest; relative audio paths start at its folder")
+    out: str = config.key(config.REQUIRED, "folder of the shard set")
+    encoder: EncoderConfig = config.key(EncoderConfig(), "the frozen speech encoder")
+    targets: list[TargetConfig] = config.key([], "the LLMs: a list of {name, llm, revision, pad_token, normaliser}")
+    unit_utterances: int = config.key(256, "consecutive utterances that become one part")
+    batch_s: float = config.key(120.0, "padded seconds of audio in one forward pass of the encoder")
+    max_duration_s: float = config.key(60.0, "longer utterances are quarantined as too_long")
+    silence_dbfs: float = config.key(-80.0, "utterances whose loudest sample is not above this are silent")
+    max_quarantined_share: float = config.key(0.01, "the run fails above this share of quarantined utterances")
+    retry_quarantined: bool = config.key(False, "an unfinished set: encode parts with quarantined utterances again")
+    threads: int = config.key(1, "CPU threads of one encoding process; part of the contract, as it moves last bits")
+    actors: int = config.key(2, "cluster.precompute: encoding actors")
+    actor_gpus: float = config.key(0.0, "cluster.precompute: GPUs of one actor")
+
+    def __post_init__(self) -> None:
+        for name in ("unit_utterances", "batch_s", "threads", "actors"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above zero")
+
+
+Spread = Callable[[PrecomputeConfig, Sequence[Unit]], Iterator[Receipt]]
+
+
+def run(cfg: PrecomputeConfig, spread: Spread) -> None:
+    """Bring the shard set and its target sets to completion: whatever is there already is not done again."""
+    root = Path(cfg.out)
+    utterances = manifest.read_manifest(Path(cfg.manifest))
+    units = manifest.cut_units(utterances, cfg.unit_utterances)
+    contract = describe(cfg, manifest.manifest_hash(utterances))
+    if shards.is_complete(root):
+        shards.require_same(contract, _described(root, contract), str(root), "give another out folder")
+        print(f"{root}: complete, {len(utterances)} utterances", flush=True)
+    else:
+        contract |= environment(cfg)
+        shards.open_set(root, contract)
+        _clear_up(cfg, root, units)
+        _encode_units(root, units, lambda todo: spread(cfg, todo))
+        _check_quarantine(cfg, root, units)
+        shards.commit(root, [unit.part for unit in units], contract, "utterances.parquet")
+    for target in cfg.targets:
+        built = targets.build(target, root)
+        print(f"{root}/targets/{target.name}: {'built' if built else 'complete'}", flush=True)
+
+
+def _described(root: Path, contract: dict[str, Any]) -> dict[str, Any]:
+    dataset = files.read_json(root / shards.DATASET)
+    return {name: dataset.get(name) for name in contract}
+
+
+def describe(cfg: PrecomputeConfig, manifest_hash: str) -> dict[str, Any]:
+    """The contract of the shard set a config asks for."""
+    encoder = cfg.encoder
+    return {
+        "schema": 1,
+        "encoder": encoder.path,
+        "encoder_revision": encoder.revision,
+        "layer": encoder.layer,
+        "pool": encoder.pool,
+        "frame_rate_hz": ENCODER_FRAME_RATE_HZ / encoder.pool,
+        "compute_dtype": encoder.dtype,
+        "dtype": "float16",
+        "manifest_hash": manifest_hash,
+        "unit_utterances": cfg.unit_utterances,
+        "batch_s": cfg.batch_s,
+        "max_duration_s": cfg.max_duration_s,
+        "silence_dbfs": cfg.silence_dbfs,
+    }
+
+
+def environment(cfg: PrecomputeConfig) -> dict[str, Any]:
+    """What else the bytes of the features depend on."""
+    software = {name: version(name) for name in ("torch", "transformers", "numpy", "soundfile", "soxr")}
+    device_type = pick_device(cfg.encoder.device).partition(":")[0]
+    return {"device_type": device_type, "threads": cfg.threads, "software": software}
+
+
+def make_encoder(cfg: PrecomputeConfig) -> UnitEncoder:
+    """The worker that one process, here or in an actor, holds."""
+    audio_root = Path(cfg.manifest).resolve().parent
+    return UnitEncoder(
+        cfg.encoder, Path(cfg.out), audio_root, cfg.batch_s, cfg.max_duration_s, cfg.silence_dbfs, cfg.threads
+    )
+
+
+def in_this_process(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
+    """Encode units one after the other."""
+    encoder = make_encoder(cfg)
+    for unit in units:
+        yield encoder.encode_unit(unit)
+
+
+def _clear_up(cfg: PrecomputeConfig, root: Path, units: Sequence[Unit]) -> None:
+    shards.remove_leftovers(root)
+    for unit in units if cfg.retry_quarantined else ():
+        if shards.is_committed(root, unit.part) and shards.read_part(root, unit.part)["quarantined"]:
+            shards.remove_part(root, unit.part)
+
+
+def _encode_units(root: Path, units: Sequence[Unit], receipts: Callable[[Sequence[Unit]], Iterator[Receipt]]) -> None:
+    todo = [unit for unit in units if not shards.is_committed(root, unit.part)]
+    total_s = sum(u.duration_s for unit in todo for u in unit.utterances)
+    if len(todo) < len(units):
+        print(f"{root}: {len(units) - len(todo)} of {len(units)} parts are there already", flush=True)
+    with Progress("precompute", total_s) as progress:
+        for receipt in receipts(todo) if todo else ():
+            progress.advance(receipt.audio_s, quarantined=receipt.num_quarantined)
+
+
+def _check_quarantine(cfg: PrecomputeConfig, root: Path, units: Sequence[Unit]) -> None:
+    rows = [row for unit in units for row in shards.read_part(root, unit.part)["quarantined"]]
+    num_utterances = sum(len(unit.utterances) for unit in units)
+    if not rows:
+        return
+    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in rows).most_common())
+    print(
+        f"{root}: {len(rows)} of {num_utterances} utterances quarantined ({reasons}); see quarantine.parquet",
+        flush=True,
+    )
+    if len(rows) > cfg.max_quarantined_share * num_utterances:
+        first = rows[0]
+        raise UserError(
+            f"{len(rows)} of {num_utterances} utterances are quarantined ({reasons}), above max_quarantined_share "
+            f"{cfg.max_quarantined_share:g}; the first is {first['id']!r}: {first['detail']}. "
+            "Mend the corpus and run again with retry_quarantined=true, or raise max_quarantined_share and run again"
+        )
+
+
+def main(argv: list[str]) -> None:
+    run(config.load(PrecomputeConfig, argv, "sm_train.precompute"), in_this_process)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,147 @@
+"""Stage 1: pretrain the mapper on precomputed features and targets, with no LLM in the loop.
+
+    python -m sm_train.pretrain CONFIG.yaml [key=value ...]
+    torchrun --nproc-per-node 2 -m sm_train.pretrain CONFIG.yaml [key=value ...]
+
+The same command continues an interrupted run exactly, on any number of ranks that divides batch.lanes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sm_train import config
+from sm_train.data.batches import Loader, SpeechItems
+from sm_train.data.shards import require_same
+from sm_train.data.target_set import TargetSet
+from sm_train.errors import run_command
+from sm_train.models.mapper import MapperConfig, SpeechMapper
+from sm_train.runlog import RunLog, say, write_environment
+from sm_train.train import checkpoint
+from sm_train.train.engines import Engine, EngineConfig, make_engine
+from sm_train.train.engines.base import exit_hard
+from sm_train.train.loop import LoopConfig, Run, train
+from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective
+from sm_train.train.schedule import ScheduleConfig
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The size of a step."""
+
+    frames: int = config.key(10_000, "budget of a micro-batch: items times the longest one's frames")
+    lanes: int = config.key(4, "G: micro-batches of a step over all ranks; the number of ranks must divide it")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Stage 1."""
+
+    run: str = config.key(config.REQUIRED, "run folder")
+    shards: str = config.key(config.REQUIRED, "shard set that precompute wrote")
+    target: str = config.key(config.REQUIRED, "name of a target set in it")
+    splits: list[str] = config.key(["train"], "splits to train on")
+    valid_splits: list[str] = config.key(["valid"], "splits to validate on; [] for none")
+    trim: str = config.key("change_point", "where validation ends the text: change_point | first_pad | none")
+    seed: int = config.key(0, "seed of weights, plan and dropout")
+    mapper: MapperConfig = config.key(MapperConfig(), "the mapper")
+    objective: PaddedConfig = config.key(PaddedConfig(), "the loss")
+    batch: BatchConfig = config.key(BatchConfig(), "the size of a step")
+    schedule: ScheduleConfig = config.key(ScheduleConfig(), "the learning rate")
+    engine: EngineConfig = config.key(EngineConfig(), "precision, optimizer, distribution")
+    loop: LoopConfig = config.key(LoopConfig(), "steps, checkpoints, validation")
+
+
+def run(cfg: PretrainConfig) -> Engine | None:
+    """Train to the last step; a finished run returns at once."""
+    import torch
+
+    folder = Path(cfg.run)
+    found = checkpoint.latest(folder)
+    resumed = checkpoint.load(found) if found else None
+    targets = TargetSet(Path(cfg.shards), cfg.target)
+    items = SpeechItems(Path(cfg.shards), targets, cfg.splits)
+    torch.manual_seed(cfg.seed)
+    output_rms = targets.rms if cfg.objective.mse == "relative" else 1.0
+    mapper = SpeechMapper(cfg.mapper, items.feature_width, targets.rows_RD.shape[1], output_rms)
+    objective = PaddedObjective(
+        mapper, targets.rows_RD, targets.pad_row, targets.contract["mean_square"], cfg.objective
+    )
+    if resumed and resumed.global_step >= cfg.loop.steps:
+        say(f"{folder}: complete, {resumed.global_step} steps")
+        return None
+    engine = make_engine(cfg.engine, objective, mapper, cfg.batch.lanes, resumed.state if resumed else None)
+    loader = Loader(
+        items, objective.counts, cfg.seed, cfg.batch.frames, cfg.batch.lanes, engine.rank, engine.world_size
+    )
+    state = _begin(cfg, engine, loader, items, mapper, resumed)
+    log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
+    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, targets, mapper))
+    if log:
+        log.close()
+    return engine
+
+
+def _begin(
+    cfg: PretrainConfig, engine: Engine, loader: Loader, items: SpeechItems, mapper: SpeechMapper,
+    resumed: checkpoint.Checkpoint | None,
+) -> Run:  # fmt: skip
+    folder = Path(cfg.run)
+    contract = _contract(cfg, loader, items)
+    state = Run(folder, 0, cfg.seed, contract, mapper.description())
+    if resumed:
+        remedy = "give another run folder, or the value the run was begun with"
+        require_same(contract, resumed.contract, str(folder), remedy)
+        state.global_step, state.position, state.best_wer = resumed.global_step, resumed.position, resumed.best_wer
+    if engine.rank == 0:
+        config.dump(cfg, folder / "config.yaml")
+        write_environment(folder, engine.world_size)
+        state.attempt = checkpoint.begin_attempt(folder)
+    hours = float(items.duration_s.sum()) / 3600
+    say(
+        f"{folder}: {mapper.num_parameters:,} parameters, {len(items)} utterances, {hours:.2f} h, {engine.world_size} "
+        f"ranks of {cfg.engine.name} {cfg.engine.precision} on {engine.device.type}, "
+        f"from step {state.global_step} of {cfg.loop.steps}"
+    )
+    return state
+
+
+def _contract(cfg: PretrainConfig, loader: Loader, items: SpeechItems) -> dict[str, Any]:
+    """What a run must go on with unchanged: everything that its weights follow from but the number of steps."""
+    sections = {name: config.to_mapping(getattr(cfg, name)) for name in ("mapper", "objective", "schedule")}
+    values = {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
+    optimizer = {
+        f"engine.{name}": getattr(cfg.engine, name) for name in ("beta1", "beta2", "eps", "weight_decay", "clip")
+    }
+    frozen = {name: items.dataset[name] for name in ("encoder", "encoder_revision", "layer", "pool")}
+    of_llm = {
+        name: items.targets.contract[name]
+        for name in ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
+    }
+    shard_hash = {"shards": items.dataset["part_hashes"]}
+    return {"seed": cfg.seed, "plan": loader.fingerprint, **values, **optimizer, **frozen, **of_llm, **shard_hash}
+
+
+def _validation(cfg: PretrainConfig, engine: Engine, targets: TargetSet, mapper: SpeechMapper) -> Any:
+    if not cfg.valid_splits or not cfg.loop.validate_every:
+        return None
+    from sm_train.train.validate import NearestTokenWer
+
+    items = SpeechItems(Path(cfg.shards), targets, cfg.valid_splits)
+    wer = NearestTokenWer(items, cfg.trim, cfg.batch.frames)
+    say(f"validation: nearest of {wer.vocabulary} tokens, {len(items)} utterances of {', '.join(cfg.valid_splits)}")
+    return partial(wer, engine, mapper)
+
+
+def main(argv: list[str]) -> None:
+    engine = run(config.load(PretrainConfig, argv, "sm_train.pretrain"))
+    if engine is not None:
+        engine.close()
+        exit_hard()
+
+
+if __name__ == "__main__":
+    run_command(main)

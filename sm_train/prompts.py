@@ -1,0 +1,93 @@
+"""Prompts, pure: a user's message with one ``{speech}`` where the speech stands, turned into token ids on both sides.
+
+The chat template is the LLM's own; what it makes of the message is cut at the placeholder, and the two halves are
+tokenised apart, so that the ids around the speech are the same whatever is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sm_train import config
+from sm_train.errors import UserError
+
+SPEECH = "{speech}"
+LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "zh": "Chinese"}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSet:
+    """The paraphrases of each task, those for training and those held out."""
+
+    prompts: Mapping[str, Mapping[str, Sequence[str]]]
+    """task -> group (train | held_out) -> messages"""
+
+    def choose(self, task: str, group: str, seed: int, item: str) -> str:
+        """One of a task's paraphrases, by a hash of (seed, item, task): no random state.
+
+        Raises:
+            UserError: there are no prompts for this task and group.
+        """
+        choices = self.prompts.get(task, {}).get(group, [])
+        if not choices:
+            raise UserError(f"the prompt file has no {group} prompts for the task {task!r}")
+        digest = hashlib.blake2b(f"{seed}/{item}/{task}".encode(), digest_size=8).digest()
+        return choices[int.from_bytes(digest, "big") % len(choices)]
+
+
+def read_prompts(path: Path) -> PromptSet:
+    """Read ``task: {train: [...], held_out: [...]}``.
+
+    Raises:
+        UserError: the file is missing, or a prompt has not exactly one ``{speech}``.
+    """
+    prompts = config.read_yaml(path)
+    for task, groups in prompts.items():
+        for group, messages in groups.items():
+            for message in messages:
+                require_speech(message, f"prompts {path}, {task}.{group}")
+    return PromptSet(prompts)
+
+
+def require_speech(message: str, where: str) -> None:
+    """Raises UserError unless a message has exactly one ``{speech}``."""
+    if message.count(SPEECH) != 1:
+        raise UserError(f"{where}: {message!r} has {message.count(SPEECH)} {SPEECH} placeholders; it needs exactly one")
+
+
+def fill(message: str, variables: Mapping[str, str]) -> str:
+    """A message with every placeholder but ``{speech}`` filled.
+
+    Raises:
+        UserError: a placeholder has no variable.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if name == "speech":
+            return SPEECH
+        if name not in variables:
+            raise UserError(f"prompt {message!r}: no value for {{{name}}}; there are: {', '.join(variables) or 'none'}")
+        return variables[name]
+
+    return re.sub(r"\{(\w+)\}", value, message)
+
+
+def chat_halves(tokenizer: Any, message: str) -> tuple[list[int], list[int]]:
+    """The ids before and behind the speech of a filled message in the LLM's chat template, up to where it answers.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; one without a chat template takes the message as it is.
+    """
+    whole = message
+    if tokenizer.chat_template:
+        turns = [{"role": "user", "content": message}]
+        whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    before, _, behind = whole.partition(SPEECH)
+    prefix, suffix = (tokenizer(half, add_special_tokens=False)["input_ids"] for half in (before, behind))
+    return list(prefix), list(suffix)

@@ -1,0 +1,130 @@
+"""What a run says: progress on the terminal, metrics.jsonl and TensorBoard. The only rank-aware printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TextIO
+
+from sm_train import files
+
+
+class Progress:
+    """Audio done, times real time and ETA: a line that rewrites itself on a terminal, a line every 10 s elsewhere."""
+
+    def __init__(self, name: str, total_s: float) -> None:
+        self.name, self.total_s = name, total_s
+        self.done_s, self.quarantined = 0.0, 0
+        self.start = self.last_shown = time.monotonic()
+        self.live = sys.stderr.isatty()
+
+    def advance(self, audio_s: float, quarantined: int = 0) -> None:
+        """Count some finished audio."""
+        self.done_s += audio_s
+        self.quarantined += quarantined
+        now = time.monotonic()
+        if now - self.last_shown > (0.2 if self.live else 10.0):
+            self.last_shown = now
+            self._show()
+
+    def _show(self) -> None:
+        elapsed_s = max(time.monotonic() - self.start, 1e-6)
+        speed = self.done_s / elapsed_s
+        eta_s = max(self.total_s - self.done_s, 0.0) / speed if speed else float("inf")
+        line = (
+            f"{self.name}: {self.done_s / 3600:.2f} of {self.total_s / 3600:.2f} h audio, {speed:.0f}x real time, "
+            f"{self.quarantined} quarantined, ETA {clock(eta_s)}"
+        )
+        print(f"\r{line}\x1b[K" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.done_s:
+            self._show()
+            if self.live:
+                print(file=sys.stderr)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss; ``?`` if there is no end in sight."""
+    if seconds == float("inf"):
+        return "?"
+    whole = int(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+def say(text: str) -> None:
+    """Print a line on rank 0 only."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(text, flush=True)
+
+
+def write_environment(folder: Path, world_size: int) -> None:
+    """Record what this attempt runs on: software, device, ranks, code revision."""
+    import platform
+    import subprocess
+    from importlib.metadata import version
+
+    import torch
+
+    here = Path(__file__).parent
+    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    names = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "ray")
+    environment = {
+        "python": platform.python_version(),
+        "software": {name: version(name) for name in names},
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "cpus": os.cpu_count(),
+        "ranks": world_size,
+        "code": git.stdout.strip() or None,
+    }
+    files.write_json(folder / "environment.json", environment)
+
+
+class RunLog:
+    """The metrics of a training run: one JSON object a line, each with its attempt; rank 0 alone writes.
+
+    On resume, lines beyond the checkpoint's step are cut off, so that a step stands there once.
+    """
+
+    def __init__(self, folder: Path, attempt: int, resume_step: int) -> None:
+        self.path, self.attempt = folder / "metrics.jsonl", attempt
+        self._cut_back(resume_step)
+        self._file: TextIO = self.path.open("a", encoding="utf-8")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+
+    def _cut_back(self, step: int) -> None:
+        if not self.path.exists():
+            return
+        kept = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line + "\n")
+            except json.JSONDecodeError:  # the last line of a killed run
+                continue
+        files.write_text(self.path, "".join(kept))
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line for a step."""
+        self._file.write(json.dumps({"attempt": self.attempt, "step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, int | float):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush and close the files."""
+        self._file.close()
+        self._board.close()

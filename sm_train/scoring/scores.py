@@ -1,0 +1,247 @@
+"""Scores of hypotheses: pure functions from texts to numbers with 95% intervals, and the two files that hold them.
+
+Shape letters: U utterances, K sufficient statistics of a metric.
+
+Every metric here is a function of sums over utterances (errors and words; n-gram matches and totals), so an interval
+needs no text a second time: utterances are drawn with replacement, their statistics summed, the metric computed on each
+sum. An utterance asked twice (two questions, two prompts) is drawn as one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Self
+
+import jiwer
+import numpy as np
+from numpy.typing import NDArray
+from sacrebleu.metrics.bleu import BLEU
+from sacrebleu.metrics.chrf import CHRF
+
+from sm_train.data.text import normalise
+from sm_train.errors import UserError
+
+RESAMPLES = 1000
+SEED = 20417
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Record:
+    """To and from the dictionary that is one JSON object of a file."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, ready for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """From such a dictionary; keys beyond the fields are ignored, a missing one is a :class:`UserError`."""
+        names = [field.name for field in fields(cls)]
+        missing = [name for name in names if name not in values]
+        if missing:
+            raise UserError(f"a {cls.__name__.lower()} lacks {', '.join(missing)}: it has {sorted(values)}")
+        return cls(**{name: values[name] for name in names})
+
+
+@dataclass(frozen=True, slots=True)
+class Hypothesis(_Record):
+    """What one system answered to one task on one utterance: a line of hypotheses.jsonl."""
+
+    system: str
+    task: str
+    """asr | st | sqa"""
+    target_lang: str
+    split: str
+    ordinal: int
+    id: str
+    prompt: str
+    """As the model was asked, ``{speech}`` left as a placeholder."""
+    reference: str
+    hypothesis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Result(_Record):
+    """One metric of one system on one task and split: an entry of results.json."""
+
+    system: str
+    task: str
+    """asr | st-LANG | sqa"""
+    metric: str
+    """WER, CER (percent, lower is better), BLEU, chrF (0 to 100), exact, accuracy (0 to 1)."""
+    value: float
+    low: float
+    """Lower end of the 95% percentile bootstrap interval over utterances."""
+    high: float
+    count: int
+    """Hypotheses scored; utterances may be fewer."""
+    split: str
+    signature: str
+
+
+def score(hypotheses: Sequence[Hypothesis], normaliser: str) -> list[Result]:
+    """All metrics of each (system, task, split), in the order in which these first occur.
+
+    ``normaliser`` holds for WER, CER, exact and accuracy; BLEU and chrF see the texts as they are.
+    Raises :class:`UserError` for an unknown task or normaliser and for a reference with nothing left after it.
+    """
+    groups: dict[tuple[str, str, str], list[Hypothesis]] = {}
+    for item in hypotheses:
+        if item.task not in _METRICS:
+            raise UserError(f"{item.id}: unknown task {item.task!r}; known are: {', '.join(_METRICS)}")
+        task = f"st-{item.target_lang}" if item.task == "st" else item.task
+        groups.setdefault((item.system, task, item.split), []).append(item)
+    results = []
+    for (system, task, split), items in groups.items():
+        pairs = [_normal_pair(item, normaliser) for item in items]
+        rows = _utterance_rows([item.id for item in items])
+        for metric in _METRICS[items[0].task]:
+            stats, compute, signature = _metric(metric, items, pairs, normaliser)
+            value, low, high = _with_interval(stats, rows, compute)
+            results.append(Result(system, task, metric, value, low, high, len(items), split, signature))
+    return results
+
+
+_METRICS = {"asr": ("WER", "CER", "exact"), "st": ("BLEU", "chrF", "exact"), "sqa": ("accuracy",)}
+
+
+def _normal_pair(item: Hypothesis, normaliser: str) -> tuple[str, str]:
+    """(reference, hypothesis), normalised."""
+    reference = normalise(item.reference, normaliser).strip()
+    if not reference:
+        raise UserError(
+            f"{item.id}: the reference {item.reference!r} ({item.task}, {item.split}) is empty after normaliser "
+            f"{normaliser!r}; correct it in the manifest or instructions, or leave it out of the evaluation"
+        )
+    return reference, normalise(item.hypothesis, normaliser).strip()
+
+
+def _without_article(text: str) -> str:
+    first, _, rest = text.partition(" ")
+    return rest if rest and first.lower() in {"a", "an", "the"} else text
+
+
+def _utterance_rows(ids: Sequence[str]) -> NDArray[np.intp]:
+    """For each hypothesis the row of its utterance, in the sorted order of ids: equal for all systems on a split."""
+    rows: NDArray[np.intp] = np.unique(np.asarray(ids), return_inverse=True)[1]
+    return rows
+
+
+def _metric(
+    metric: str, items: Sequence[Hypothesis], pairs: Sequence[tuple[str, str]], normaliser: str
+) -> tuple[Floats, Callable[[Floats], float], str]:
+    """(statistics of each hypothesis [., K], the metric of their sum [K], signature)."""
+    ours = f"normaliser:{normaliser}|bootstrap:{RESAMPLES}|seed:{SEED}"
+    if metric in ("BLEU", "chrF"):
+        sacre: Any = BLEU() if metric == "BLEU" else CHRF()
+        # sacrebleu offers a percentile interval nowhere in public; these two are what its own bootstrap is made of.
+        stats = sacre._extract_corpus_statistics([i.hypothesis for i in items], [[i.reference for i in items]])
+        signature = f"{metric}|{sacre.get_signature()}|bootstrap:{RESAMPLES}|seed:{SEED}"
+        return np.array(stats, np.float64), lambda sums: float(sacre._compute_score_from_stats(sums).score), signature
+    if metric in ("WER", "CER"):
+        signature = f"{metric}|jiwer:{version('jiwer')}|{ours}"
+        return error_counts(pairs, characters=metric == "CER"), lambda sums: float(100 * sums[0] / sums[1]), signature
+    if metric == "accuracy":
+        pairs = [(_without_article(reference), _without_article(hypothesis)) for reference, hypothesis in pairs]
+        ours = f"exact match without a leading a, an or the|{ours}"
+    right = np.array([[reference == hypothesis, 1] for reference, hypothesis in pairs], np.float64)
+    return right, lambda sums: float(sums[0] / sums[1]), f"{metric}|{ours}"
+
+
+def error_counts(pairs: Sequence[tuple[str, str]], *, characters: bool) -> Floats:
+    """(errors, length of the reference) of each pair, in words or in characters (spaces count): [., 2]."""
+    references, hypotheses = [list(texts) for texts in zip(*pairs, strict=True)]
+    aligned = (jiwer.process_characters if characters else jiwer.process_words)(references, hypotheses)
+    counts = []
+    for reference, chunks in zip(aligned.references, aligned.alignments, strict=True):
+        # A substitution is as long on both sides, an insertion or deletion has length on one.
+        errors = sum(
+            max(chunk.ref_end_idx - chunk.ref_start_idx, chunk.hyp_end_idx - chunk.hyp_start_idx)
+            for chunk in chunks
+            if chunk.type != "equal"
+        )
+        counts.append((errors, len(reference)))
+    return np.array(counts, np.float64)
+
+
+def _with_interval(
+    stats: Floats, rows: NDArray[np.intp], compute: Callable[[Floats], float]
+) -> tuple[float, float, float]:
+    """(value, low, high) of a metric: 95% percentile bootstrap over utterances, equal draws for equal U."""
+    stats_UK = np.zeros((int(rows.max()) + 1, stats.shape[1]))
+    np.add.at(stats_UK, rows, stats)
+    num_utterances = len(stats_UK)
+    draw = np.random.default_rng(SEED)
+    values: list[float] = []
+    for _ in range(RESAMPLES):
+        times_drawn_U = np.bincount(draw.integers(num_utterances, size=num_utterances), minlength=num_utterances)
+        values.append(compute(times_drawn_U @ stats_UK))
+    low, high = np.percentile(values, [2.5, 97.5])
+    return compute(stats_UK.sum(axis=0)), float(low), float(high)
+
+
+def table(results: Sequence[Result]) -> str:
+    """A plain table for the terminal: a row for each system and split, the main metric of each task as columns."""
+    languages = list(dict.fromkeys(result.task for result in results if result.task.startswith("st-")))
+    columns = [("asr", "WER", "ASR WER")]
+    columns += [(task, metric, f"{task[3:]} {metric}") for metric in ("chrF", "BLEU") for task in languages]
+    columns += [("sqa", "accuracy", "SQA accuracy")]
+    values = {(r.system, r.split, r.task, r.metric): r.value for r in results}
+    present = {(r.task, r.metric) for r in results}
+    columns = [column for column in columns if column[:2] in present]
+    lines = [["system", "split", *(title for *_, title in columns)]]
+    for system, split in dict.fromkeys((result.system, result.split) for result in results):
+        cells = [values.get((system, split, task, metric)) for task, metric, _ in columns]
+        digits = [2 if metric == "accuracy" else 1 for _, metric, _ in columns]
+        shown = ["-" if cell is None else f"{cell:.{n}f}" for cell, n in zip(cells, digits, strict=True)]
+        lines.append([system, split, *shown])
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    rows = []
+    for line in lines:
+        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
+        rows.append("  ".join(names + [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]))
+    return "\n".join(row.rstrip() for row in rows)
+
+
+def write_results(path: Path, results: Iterable[Result]) -> None:
+    """results.json at ``path``, whole or not at all."""
+    _write(path, json.dumps([result.to_dict() for result in results], ensure_ascii=False, indent=1) + "\n")
+
+
+def write_hypotheses(path: Path, hypotheses: Iterable[Hypothesis]) -> None:
+    """hypotheses.jsonl at ``path``, whole or not at all."""
+    _write(path, "".join(json.dumps(item.to_dict(), ensure_ascii=False) + "\n" for item in hypotheses))
+
+
+def read_results(path: Path) -> list[Result]:
+    """What :func:`write_results` wrote. Raises :class:`UserError` where the file is missing or not such a list."""
+    try:
+        return [Result.from_dict(values) for values in json.loads(path.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError, UserError) as error:
+        raise UserError(f"{path}: no readable results ({error}); run the evaluation first") from None
+
+
+def read_hypotheses(path: Path) -> list[Hypothesis]:
+    """What :func:`write_hypotheses` wrote. Raises :class:`UserError` where the file is missing or malformed."""
+    try:
+        # Not splitlines(): a text may hold U+2028, which JSON leaves as it is.
+        lines = path.read_text(encoding="utf-8").split("\n")
+        return [Hypothesis.from_dict(json.loads(line)) for line in lines if line.strip()]
+    except (OSError, ValueError, TypeError, UserError) as error:
+        raise UserError(f"{path}: no readable hypotheses ({error}); run the evaluation first") from None
+
+
+def _write(path: Path, text: str) -> None:
+    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

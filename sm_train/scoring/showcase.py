@@ -1,0 +1,46 @@
+"""What the report shows besides numbers: utterances to listen to, and a picture of mapped positions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sm_train.scoring.answers import Utterances
+from sm_train.scoring.pictures import Projection, project
+from sm_train.scoring.report import Example
+from sm_train.scoring.scores import Hypothesis
+from sm_train.scoring.systems import Mapped
+
+_PICTURED_UTTERANCES = 40
+
+
+def examples(
+    utterances: Utterances, hypotheses: Sequence[Hypothesis], audio_root: str | None, of_each_split: int
+) -> list[Example]:
+    """A few utterances of each split, with everything that was said about them."""
+    said: dict[str, list[tuple[str, str, str, str, str]]] = {}
+    for h in hypotheses:
+        task = f"st-{h.target_lang}" if h.task == "st" else h.task
+        said.setdefault(h.id, []).append((h.system, task, h.prompt, h.reference, h.hypothesis))
+    shown: list[Example] = []
+    for split in dict.fromkeys(row["split"] for row in utterances.rows):
+        rows = [row for row in utterances.rows if row["split"] == split]
+        for row in rows[:: max(len(rows) // max(of_each_split, 1), 1)][:of_each_split]:
+            audio = Path(audio_root) / row["audio"] if audio_root else None
+            if audio is not None and not audio.is_file():
+                audio = None
+            shown.append(Example(row["ordinal"], row["id"], split, row["text"], audio, said.get(row["id"], [])))
+    return shown
+
+
+def picture(utterances: Utterances, mapped: Mapped) -> Projection:
+    """The mapped positions of some utterances among the token embeddings that the corpus uses."""
+    rows = utterances.rows[:_PICTURED_UTTERANCES]
+    positions = [mapped.positions(utterances.heard(row["ordinal"], row["text"])) for row in rows]
+    mapped_ND = np.concatenate([p.float().cpu().numpy() for p in positions])
+    targets = mapped.targets
+    labels = [targets.text(np.array([row])) or "∅" for row in range(len(targets.token_ids))]
+    labels[targets.pad_row] = "pad"
+    return project(mapped_ND, targets.rows_RD.float().numpy(), labels, targets.pad_row)

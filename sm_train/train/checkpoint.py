@@ -1,0 +1,148 @@
+"""Checkpoints: one format for every engine, whole or absent.
+
+checkpoints/step-N/   mapper.safetensors  config.json  moments.safetensors  state.json
+checkpoints/latest -> step-N              checkpoints/best -> step-M
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from sm_train import files
+from sm_train.data.plan import Position
+from sm_train.errors import UserError
+from sm_train.train.engines.base import TrainState
+
+ATTEMPT = "attempt.json"
+
+
+@dataclass
+class Checkpoint:
+    """Where a run stands: the engine's state, the position in the plan, and what it must go on with unchanged."""
+
+    state: TrainState
+    global_step: int
+    position: Position
+    """The next step to take."""
+    contract: dict[str, Any]
+    """Plan fingerprint, config hash, frozen models: compared on resume."""
+    best_wer: float | None
+
+
+def begin_attempt(run: Path) -> int:
+    """Count this start of a run; an older attempt that still lives will see that it is no longer its own."""
+    path = run / ATTEMPT
+    attempt = (files.read_json(path)["attempt"] if path.exists() else 0) + 1
+    files.write_json(path, {"attempt": attempt})
+    return attempt
+
+
+def require_current(run: Path, attempt: int) -> None:
+    """Raises UserError if a newer attempt has begun on this run folder."""
+    current = files.read_json(run / ATTEMPT)["attempt"]
+    if current != attempt:
+        raise UserError(f"run {run}: attempt {current} has begun since; attempt {attempt} leaves without writing")
+
+
+def save(
+    run: Path, attempt: int, checkpoint: Checkpoint, description: Mapping[str, Any], *, is_best: bool, keep: int
+) -> None:
+    """Write a checkpoint aside, publish it by a rename, then point ``latest`` (and ``best``) at it.
+
+    Raises:
+        UserError: a newer attempt owns the run.
+    """
+    folder = run / "checkpoints"
+    name = f"step-{checkpoint.global_step}"
+    if latest(run) == folder / name:
+        return
+    aside = folder / f".aside-{name}-{attempt}"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    state = checkpoint.state
+    save_file(state.weights, aside / "mapper.safetensors")
+    moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
+    flat = {f"{kind}.{name}": tensor for kind, tensors in moments.items() for name, tensor in tensors.items()}
+    save_file(flat, aside / "moments.safetensors")
+    files.write_json(aside / "config.json", dict(description))
+    files.write_json(
+        aside / "state.json",
+        {
+            "schema": 1,
+            "global_step": checkpoint.global_step,
+            "epoch": checkpoint.position.epoch,
+            "step_in_epoch": checkpoint.position.step,
+            "adam_step": state.adam_step,
+            "scaler": state.scaler,
+            "best_wer": checkpoint.best_wer,
+            "contract": checkpoint.contract,
+        },
+    )
+    require_current(run, attempt)
+    files.publish_folder(aside, folder / name, marker="state.json")
+    _point(folder / "latest", name)
+    if is_best:
+        _point(folder / "best", name)
+    _remove_old(folder, keep)
+
+
+def load(folder: Path) -> Checkpoint:
+    """Read a checkpoint folder.
+
+    Raises:
+        UserError: it is not a whole checkpoint.
+    """
+    saved = files.read_json(folder / "state.json")
+    moments = load_file(folder / "moments.safetensors")
+    kinds = {
+        kind: {name.removeprefix(f"{kind}."): t for name, t in moments.items() if name.startswith(f"{kind}.")}
+        for kind in ("exp_avg", "exp_avg_sq")
+    }
+    state = TrainState(
+        load_file(folder / "mapper.safetensors"),
+        kinds["exp_avg"],
+        kinds["exp_avg_sq"],
+        saved["adam_step"],
+        saved["scaler"],
+    )
+    position = Position(saved["epoch"], saved["step_in_epoch"])
+    return Checkpoint(state, saved["global_step"], position, saved["contract"], saved["best_wer"])
+
+
+def latest(run: Path) -> Path | None:
+    """The newest checkpoint of a run, if there is one."""
+    return _pointed(run / "checkpoints" / "latest")
+
+
+def best(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation WER, or the newest where none was validated."""
+    return _pointed(run / "checkpoints" / "best") or latest(run)
+
+
+def _pointed(link: Path) -> Path | None:
+    return link.parent / os.readlink(link) if link.is_symlink() else None
+
+
+def _point(link: Path, name: str) -> None:
+    aside = link.with_name(f".{link.name}.{os.getpid()}")
+    aside.unlink(missing_ok=True)
+    os.symlink(name, aside)
+    os.replace(aside, link)
+    files.sync(link.parent)
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    pointed = {path for link in ("latest", "best") if (path := _pointed(folder / link))}
+    steps = sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name)), key=lambda p: int(p.name[5:]))
+    for path in set(steps[:-keep]) - pointed:
+        shutil.rmtree(path)
+    for path in folder.glob(".aside-*"):
+        shutil.rmtree(path, ignore_errors=True)

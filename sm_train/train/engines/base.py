@@ -1,0 +1,162 @@
+"""What the training loop asks of an engine, and the frame of ranks around it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sm_train import config
+from sm_train.errors import UserError
+from sm_train.models.speech import pick_device
+from sm_train.records import Batch
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a stage is run on its ranks, and AdamW's constants."""
+
+    name: str = config.key("local", "local (plain torch, any number of ranks) | deepspeed")
+    zero_stage: int = config.key(1, "deepspeed: ZeRO stage, 1 or 2")
+    precision: str = config.key("fp32", "fp32 | bf16 | fp16 (deepspeed on a GPU)")
+    device: str = config.key("auto", "auto | cpu | cuda")
+    beta1: float = config.key(0.9, "AdamW: decay of the first moment")
+    beta2: float = config.key(0.98, "AdamW: decay of the second moment")
+    eps: float = config.key(1e-8, "AdamW: added to the root of the second moment")
+    weight_decay: float = config.key(0.01, "AdamW: decoupled weight decay")
+    clip: float = config.key(1.0, "gradient norm above which gradients are scaled down; 0 for never")
+    threads: int = config.key(1, "CPU threads of one rank")
+    timeout_s: float = config.key(600.0, "seconds after which a collective that does not end is an error")
+
+    def __post_init__(self) -> None:
+        if self.precision not in DTYPES:
+            raise ValueError(f"engine.precision is {self.precision!r}; it must be one of {', '.join(DTYPES)}")
+        if self.zero_stage not in (1, 2):
+            raise ValueError(f"engine.zero_stage is {self.zero_stage}; it must be 1 or 2")
+
+
+@dataclass
+class TrainState:
+    """What training continues from, free of any engine: fp32 tensors on the CPU, by parameter name."""
+
+    weights: dict[str, Tensor]
+    exp_avg: dict[str, Tensor]
+    exp_avg_sq: dict[str, Tensor]
+    adam_step: int
+    scaler: dict[str, float] | None = None
+    """The dynamic loss scale of fp16: cur_scale, cur_iter, last_overflow_iter, cur_hysteresis."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one optimizer step did."""
+
+    grad_norm: float
+    applied: bool
+    scale: float
+
+
+class Engine(Protocol):
+    """Runs a module on this rank and its like on the others; the only thing that knows there are others."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    module: nn.Module
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """The module's sums for one micro-batch."""
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add this micro-batch's gradient; gradients of all micro-batches of all ranks are summed, not averaged."""
+
+    def step(self, lr: float) -> Update:
+        """Update the weights, unless the gradient is not finite; gradients are cleared either way."""
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        """The element-wise sum of a small tensor over ranks."""
+
+    def capture(self) -> TrainState | None:
+        """A copy of the state, on rank 0; None elsewhere. Every rank must call it."""
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        """The summed gradients in fp32, between the last backward and the step. Every rank must call it."""
+
+    def close(self) -> None:
+        """Leave the group of ranks."""
+
+
+def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
+    """Join the ranks that the environment names (torchrun's variables), or stand alone.
+
+    Returns:
+        rank, world size, this rank's device.
+    """
+    torch.set_num_threads(cfg.threads)
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    device = torch.device(pick_device(cfg.device))
+    if device.type == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    if world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=cfg.timeout_s))
+    return rank, world_size, device
+
+
+def leave_ranks() -> None:
+    """Leave the group once every rank is here."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
+    """The element-wise sum over ranks of a small CPU tensor, in float64."""
+    values = values.to(torch.float64)
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        on_device = values.to(device)
+        dist.all_reduce(on_device)
+        values = on_device.cpu()
+    return values
+
+
+def copy_weights(trained: nn.Module, state: TrainState | None) -> None:
+    """Put a state's weights into a module.
+
+    Raises:
+        UserError: names or shapes differ.
+    """
+    if state is None:
+        return
+    own = dict(trained.named_parameters())
+    for name in sorted({*own, *state.weights}):
+        shapes = [tuple(d[name].shape) if name in d else None for d in (own, state.weights)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"checkpoint: parameter {name!r} has the shape {shapes[1]}, the config's mapper {shapes[0]}"
+            )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(state.weights[name])
+
+
+def exit_hard(code: int = 0) -> None:
+    """End a rank at once: at interpreter exit, gloo's threads have been seen to abort a rank whose work was done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def named_tensors(names: Any, tensors: Any) -> dict[str, Tensor]:
+    """Copies on the CPU in fp32, by name."""
+    return {name: t.detach().to("cpu", torch.float32, copy=True) for name, t in zip(names, tensors, strict=True)}

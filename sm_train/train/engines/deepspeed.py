@@ -1,0 +1,121 @@
+"""DeepSpeed ZeRO-1 and 2 behind the engine protocol; only this file and zero_state.py import deepspeed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sm_train.errors import UserError
+from sm_train.models.speech import pick_device
+from sm_train.records import Batch
+from sm_train.train.engines import base
+
+
+class DeepSpeedEngine:
+    """AdamW of torch under ZeRO; gradients are accumulated and reduced in fp32 whatever the precision."""
+
+    def __init__(
+        self, cfg: base.EngineConfig, module: nn.Module, trained: nn.Module, lanes: int, state: base.TrainState | None
+    ) -> None:
+        self.rank, self.world_size, self.device = _start(cfg)
+        import deepspeed
+
+        from sm_train.train.engines import zero_state
+
+        self._zero_state = zero_state
+        base.copy_weights(trained, state)  # before initialize: set after it, the first forward would use the old ones
+        self.names = [name for name, _ in trained.named_parameters()]
+        self.weights = list(trained.parameters())
+        optimizer = torch.optim.AdamW(
+            self.weights, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, weight_decay=cfg.weight_decay
+        )
+        settings = zero_config(cfg, lanes // self.world_size)
+        self.inner: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
+        self.module = self.inner.module
+        self.zero: Any = self.inner.optimizer
+        if state is not None:
+            zero_state.restore(self.zero, self.names, self.weights, state)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = self.inner(batch.to(self.device))
+        return sums
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        # DeepSpeed averages over ranks and would divide by the accumulation; the loop's loss is divided already.
+        self.inner.backward(loss * self.world_size, scale_wrt_gas=False)
+        if not is_last:
+            self.inner.step()
+
+    def step(self, lr: float) -> base.Update:
+        for group in self.zero.param_groups:
+            group["lr"] = lr
+        self.inner.step()
+        norm = self.inner.get_global_grad_norm()
+        return base.Update(float(norm), bool(self.inner.was_step_applied()), float(self.zero.loss_scale))
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return base.sum_over_ranks(values, self.device)
+
+    def capture(self) -> base.TrainState | None:
+        state = self._zero_state.capture(self.zero, self.names, self.weights)
+        return state if self.rank == 0 else None
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        from deepspeed.utils import safe_get_full_grad
+
+        return base.named_tensors(self.names, [safe_get_full_grad(weight) for weight in self.weights])
+
+    def close(self) -> None:
+        base.leave_ranks()
+
+
+def zero_config(cfg: base.EngineConfig, micro_batches: int) -> dict[str, Any]:
+    """DeepSpeed's settings for one rank that takes ``micro_batches`` a step."""
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": cfg.clip,
+        "zero_optimization": {"stage": cfg.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "bf16": {"enabled": cfg.precision == "bf16"},
+        "fp16": {"enabled": cfg.precision == "fp16"},
+        "data_types": {"grad_accum_dtype": "fp32"},
+        "communication_data_type": "fp32",
+    }
+
+
+def _start(cfg: base.EngineConfig) -> tuple[int, int, torch.device]:
+    on_cpu = pick_device(cfg.device) == "cpu"
+    if on_cpu:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+        if cfg.precision == "fp16":
+            raise UserError("engine.precision fp16 is not supported on a CPU; take fp32 or bf16")
+    for name, value in (("RANK", "0"), ("LOCAL_RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "127.0.0.1")):
+        os.environ.setdefault(name, value)
+    if os.environ["WORLD_SIZE"] == "1":
+        os.environ.setdefault("MASTER_PORT", str(_free_port()))
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    import deepspeed
+    import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if on_cpu:
+        # Built by a compiler at start-up otherwise, a minute, and it leaves shared memory behind when a run dies.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False)
+    return base.start_ranks(cfg)
+
+
+def _free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

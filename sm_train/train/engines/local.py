@@ -1,0 +1,96 @@
+"""Plain torch on any number of ranks, one all-reduce of the flat gradient: the reference for other engines."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sm_train.errors import UserError
+from sm_train.records import Batch
+from sm_train.train.engines import base
+
+
+class LocalEngine:
+    """Weights in the config's precision, masters and gradients in fp32, AdamW replicated on every rank."""
+
+    def __init__(
+        self, cfg: base.EngineConfig, module: nn.Module, trained: nn.Module, lanes: int, state: base.TrainState | None
+    ) -> None:
+        if cfg.precision == "fp16":
+            raise UserError("engine.precision fp16 needs engine.name deepspeed, which scales the loss; or take bf16")
+        self.cfg = cfg
+        self.rank, self.world_size, self.device = base.start_ranks(cfg)
+        base.copy_weights(trained, state)
+        dtype = base.DTYPES[cfg.precision]
+        self.module = module.to(self.device)
+        self.names = [name for name, _ in trained.named_parameters()]
+        self.masters = [p.detach().to(self.device, torch.float32, copy=True) for p in trained.parameters()]
+        trained.to(dtype)
+        self.weights = list(trained.parameters())
+        self.sizes = [p.numel() for p in self.weights]
+        self.flat = torch.zeros(sum(self.sizes), device=self.device)
+        for master, grad in zip(self.masters, torch.split(self.flat, self.sizes), strict=True):
+            master.grad = grad.view_as(master)
+        self.optimizer = torch.optim.AdamW(
+            self.masters, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, weight_decay=cfg.weight_decay
+        )
+        if state is not None:
+            self._restore(state)
+
+    def _restore(self, state: base.TrainState) -> None:
+        for name, master in zip(self.names, self.masters, strict=True):
+            self.optimizer.state[master] = {
+                "step": torch.tensor(float(state.adam_step)),
+                "exp_avg": state.exp_avg[name].to(self.device, copy=True),
+                "exp_avg_sq": state.exp_avg_sq[name].to(self.device, copy=True),
+            }
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        sums: dict[str, Tensor] = self.module(batch.to(self.device))
+        return sums
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if weight.grad is not None and master.grad is not None:
+                master.grad += weight.grad
+                weight.grad = None
+        if is_last and self.world_size > 1:
+            dist.all_reduce(self.flat)
+
+    def step(self, lr: float) -> base.Update:
+        norm = float(torch.linalg.vector_norm(self.flat))
+        applied = norm < float("inf")
+        if applied:
+            if self.cfg.clip and norm + 1e-6 > self.cfg.clip:
+                self.flat /= (norm + 1e-6) / self.cfg.clip
+            self.optimizer.param_groups[0]["lr"] = lr
+            self.optimizer.step()
+            with torch.no_grad():
+                for weight, master in zip(self.weights, self.masters, strict=True):
+                    weight.copy_(master)
+        self.flat.zero_()
+        return base.Update(norm, applied, 1.0)
+
+    def sum_over_ranks(self, values: Tensor) -> Tensor:
+        return base.sum_over_ranks(values, self.device)
+
+    def capture(self) -> base.TrainState | None:
+        if self.rank != 0:
+            return None
+        states = [self.optimizer.state[master] for master in self.masters]
+        return base.TrainState(
+            base.named_tensors(self.names, self.masters),
+            base.named_tensors(self.names, [s["exp_avg"] for s in states]),
+            base.named_tensors(self.names, [s["exp_avg_sq"] for s in states]),
+            int(states[0]["step"]),
+        )
+
+    def gradients(self) -> Mapping[str, Tensor]:
+        return base.named_tensors(self.names, [master.grad for master in self.masters])
+
+    def close(self) -> None:
+        base.leave_ranks()

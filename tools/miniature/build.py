@@ -1,0 +1,102 @@
+"""Make the miniature's two checkpoints, once: ``python -m tools.miniature.build [CONFIG key=value ...]``.
+
+A part whose build.json names the same config is not made again. results.json and CARD.md are written from both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sm_train.config import fingerprint, key, load, to_mapping
+from sm_train.errors import run_command
+from tools.miniature.build_encoder import EncoderConfig, build_encoder
+from tools.miniature.build_llm import LlmConfig, build_llm
+from tools.miniature.chat import Prompts
+from tools.miniature.training import Row
+from tools.miniature.world import World, WorldConfig
+
+DEFAULT_CONFIG = "configs/miniature/build.yaml"
+CARD = Path(__file__).parent / "card.md"
+"""The card's text; the measured tables take the place of ``{tables}``."""
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Both checkpoints and where they go."""
+
+    output: str = key("tools/miniature/weights", "folder of the two checkpoints, results.json and CARD.md")
+    cache: str = key("", "folder of synthesised features; empty: one under the system's temporary folder")
+    prompts: str = key("configs/prompts/miniature.yaml", "the prompts the LLM is trained on, and the held-out ones")
+    seed: int = key(17, "every random choice follows from it")
+    threads: int = key(1, "torch threads; weights are the same bytes only for the same number")
+    parts: list[str] = key(["llm", "encoder"], "what to make")
+    world: WorldConfig = key(WorldConfig(), "the language")
+    llm: LlmConfig = key(LlmConfig(), "the LLM")
+    encoder: EncoderConfig = key(EncoderConfig(), "the speech encoder")
+
+
+def main(argv: list[str]) -> None:
+    """Make what is missing, then the card."""
+    config = load(BuildConfig, argv or [DEFAULT_CONFIG], "tools.miniature.build")
+    torch.set_num_threads(config.threads)
+    output = Path(config.output)
+    cache = Path(config.cache or Path(tempfile.gettempdir()) / "sm_train_miniature")
+    world = World(config.world)
+    makers: dict[str, Callable[[Path], list[Row]]] = {
+        "llm": lambda folder: build_llm(config.llm, world, Prompts(Path(config.prompts)), folder, config.seed),
+        "encoder": lambda folder: build_encoder(config.encoder, world, folder, cache, config.seed),
+    }
+    for part in config.parts:
+        _make(config, part, output / part, makers[part])
+    built = [output / part / "build.json" for part in makers]
+    rows = [row for path in built if path.is_file() for row in json.loads(path.read_text(encoding="utf-8"))["results"]]
+    _write(output / "results.json", json.dumps(rows, indent=1) + "\n")
+    _write(output / "CARD.md", CARD.read_text(encoding="utf-8").replace("{tables}", _tables(rows)))
+
+
+def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], list[Row]]) -> None:
+    """Make one part unless its build.json says that it is there; build.json is written last."""
+    values = to_mapping(config)
+    asked = {name: values[name] for name in ("seed", "threads", "world", part)}
+    done = folder / "build.json"
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["fingerprint"] == fingerprint(asked):
+        print(f"{part}: already made, in {folder}", flush=True)
+        return
+    done.unlink(missing_ok=True)
+    rows = make(folder)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    _write(done, json.dumps({"fingerprint": fingerprint(asked), "config": asked, "results": rows}, indent=1) + "\n")
+
+
+def _tables(rows: list[Row]) -> str:
+    """Two tables in Markdown: scores, and what the making took."""
+    scores = ["| system | task | metric | value | 95% interval | sentences |", "|---|---|---|---|---|---|"]
+    making = ["| | | |", "|---|---|---|"]
+    for row in rows:
+        if row["metric"] in ("exact_match", "wer"):
+            interval = f"{row['low']:.1%} to {row['high']:.1%}"
+            cells = [row["system"], row["task"], row["metric"], f"{row['value']:.1%}", interval, row["count"]]
+            scores.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+        else:
+            making.append(f"| {row['system']} | {row['task']}, {row['metric']} | {row['value']:,.4g} |")
+    return "\n".join([*scores, "", *making])
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    run_command(main)
