@@ -64,7 +64,7 @@ def fill(message: str, variables: Mapping[str, str]) -> str:
     """A message with every placeholder but ``{speech}`` filled.
 
     Raises:
-        UserError: a placeholder has no variable.
+        UserError: a placeholder has no variable, or one that holds ``{speech}`` itself.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -73,6 +73,8 @@ def fill(message: str, variables: Mapping[str, str]) -> str:
             return SPEECH
         if name not in variables:
             raise UserError(f"prompt {message!r}: no value for {{{name}}}; there are: {', '.join(variables) or 'none'}")
+        if SPEECH in variables[name]:
+            raise UserError(f"prompt {message!r}: the value {variables[name]!r} of {{{name}}} holds {SPEECH} itself")
         return variables[name]
 
     return re.sub(r"\{(\w+)\}", value, message)

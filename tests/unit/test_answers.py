@@ -1,0 +1,77 @@
+"""Questions about utterances, and every system's answers."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sm_train.errors import UserError
+from sm_train.models.llm import FrozenLlm, LlmConfig
+from sm_train.prompts import PromptSet
+from sm_train.records import Task
+from sm_train.scoring.answers import Utterances, answer_all, questions_about
+from sm_train.scoring.systems import Heard
+
+PROMPTS = PromptSet(
+    {
+        "asr": {"train": ["Copy.\n{speech}"]},
+        "st": {"train": ["{speech}\nIn {target_language}."]},
+        "sqa": {"train": ["{speech}\n{question}"]},
+    }
+)
+
+
+class Parrot:
+    """A system that puts three vectors in the speech's place and has a transcript of its own."""
+
+    name = "parrot"
+
+    def __init__(self, llm: FrozenLlm) -> None:
+        self.llm = llm
+
+    def vectors(self, heard: Heard) -> torch.Tensor:
+        return self.llm.embed([4, 5, 6])
+
+    def transcript(self, heard: Heard) -> str | None:
+        return heard.text
+
+
+@pytest.fixture(scope="module")
+def utterances(shard_set: Path) -> Utterances:
+    return Utterances(shard_set, ["dev"])
+
+
+def tasks(utterances: Utterances) -> list[Task]:
+    ids = list(utterances.by_id)[:3]
+    asr = [Task(i, "asr", {}, "en", utterances.by_id[i]["text"]) for i in ids]
+    st = [Task(i, "st", {}, "de", "Hallo") for i in ids]
+    return [*asr, *st, Task(ids[0], "sqa", {"question": "who"}, "en", "me"), Task("another", "asr", {}, "en", "x")]
+
+
+def test_questions_are_filled_and_only_about_these_utterances(utterances: Utterances) -> None:
+    questions = questions_about(utterances, tasks(utterances), PROMPTS, "train", 0)
+    assert len(questions) == 7
+    assert questions[3].message == "{speech}\nIn German."
+    assert questions[6].message == "{speech}\nwho"
+
+
+def test_no_task_about_the_split_is_an_error(utterances: Utterances) -> None:
+    with pytest.raises(UserError, match="no task about the utterances"):
+        questions_about(utterances, [Task("another", "asr", {}, "en", "x")], PROMPTS, "train", 0)
+
+
+def test_a_split_that_is_not_there_is_named(shard_set: Path) -> None:
+    with pytest.raises(UserError, match="no utterance in split 'nowhere'"):
+        Utterances(shard_set, ["dev", "nowhere"])
+
+
+def test_every_question_is_answered_in_order_whatever_the_batch(utterances: Utterances, llm_folder: Path) -> None:
+    llm = FrozenLlm(LlmConfig(str(llm_folder), device="cpu"))
+    questions = questions_about(utterances, tasks(utterances), PROMPTS, "train", 0)
+    one = answer_all([Parrot(llm)], llm, utterances, questions, max_new_tokens=5, batch_size=1)
+    many = answer_all([Parrot(llm)], llm, utterances, questions, max_new_tokens=5, batch_size=4)
+    assert one == many
+    assert [h.id for h in one[:7]] == [q.task.utterance_id for q in questions]
+    alone = [h for h in one if h.system == "parrot, no LLM"]
+    assert [h.hypothesis for h in alone] == [h.reference for h in alone]
+    assert len(alone) == 3

@@ -1,0 +1,45 @@
+"""The frozen LLM: what it generates from embeddings is what it generates from ids."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sm_train.errors import UserError
+from sm_train.models.llm import FrozenLlm, LlmConfig
+
+
+@pytest.fixture(scope="module")
+def llm(llm_folder: Path) -> FrozenLlm:
+    return FrozenLlm(LlmConfig(str(llm_folder), device="cpu"))
+
+
+def test_embed_is_the_models_own_embedding(llm: FrozenLlm) -> None:
+    ids = [5, 3, 9]
+    assert torch.equal(llm.embed(ids), llm.model.get_input_embeddings()(torch.tensor(ids)))
+
+
+def test_answers_equal_generation_from_ids(llm: FrozenLlm) -> None:
+    ids = [5, 3, 9, 12]
+    with torch.inference_mode():
+        whole = llm.model.generate(
+            torch.tensor([ids]),
+            attention_mask=torch.ones(1, 4).long(),
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=0,
+        )
+    expected = llm.tokenizer.decode(whole[0, 4:], skip_special_tokens=True).strip()
+    assert llm.answer([llm.embed(ids)], 12) == [expected]
+
+
+def test_a_prompt_is_answered_the_same_alone_and_beside_longer_ones(llm: FrozenLlm) -> None:
+    prompts = [llm.embed(ids) for ids in ([4, 5], [6, 7, 8, 9, 10, 11, 3], [12] * 15)]
+    together = llm.answer(prompts, 10)
+    assert together == [llm.answer([prompt], 10)[0] for prompt in prompts]
+    assert len(set(together)) > 1
+
+
+def test_a_missing_folder_is_one_line() -> None:
+    with pytest.raises(UserError, match=r"LLM \./nowhere: the folder does not exist"):
+        FrozenLlm(LlmConfig("./nowhere"))

@@ -1,0 +1,65 @@
+"""Stage 1 of the miniature with several seeds, and the spread of the figures.
+
+    python -m tools.seeds 0 1 2 [key=value ...]
+
+Each seed is a run folder runs/seeds/SEED beside the demo's corpus and shards (make demo first); finished ones are kept.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sm_train.errors import UserError, run_command
+from sm_train.scoring.scores import Result, read_results
+
+FOLDER = Path("runs/seeds")
+PRETRAIN, EVALUATE = "configs/pretrain/miniature.yaml", "configs/evaluate/miniature.yaml"
+
+
+def run_seed(seed: int, overrides: Sequence[str]) -> list[Result]:
+    """Pretrain and evaluate one seed on two ranks; what is finished is not done again."""
+    folder = FOLDER / str(seed)
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
+    train = [*torchrun, "-m", "sm_train.pretrain", PRETRAIN, f"run={folder}", f"seed={seed}", *overrides]
+    subprocess.run(train, check=True)
+    subprocess.run([sys.executable, "-m", "sm_train.evaluate", EVALUATE, f"run={folder}"], check=True)
+    return read_results(folder / "results.json")
+
+
+def table(results: Sequence[Sequence[Result]]) -> str:
+    """Mean, least and most over seeds of every figure, as Markdown, with the share of the topline."""
+    values: dict[tuple[str, str, str, str], list[float]] = {}
+    for of_seed in results:
+        for r in of_seed:
+            values.setdefault((r.split, r.task, r.metric, r.system), []).append(r.value)
+    lines = [
+        "| split | task | metric | system | mean | least | most | share of topline |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (split, task, metric, system), found in sorted(values.items()):
+        top = values.get((split, task, metric, "topline"))
+        is_share = top and system != "topline" and metric in ("chrF", "accuracy")
+        share = f"{np.mean(found) / np.mean(top):.3f}" if top and is_share else ""
+        digits = 3 if metric in ("accuracy", "exact") else 1
+        cells = [f"{x:.{digits}f}" for x in (np.mean(found), min(found), max(found))]
+        lines.append("| " + " | ".join([split, task, metric, system, *cells, share]) + " |")
+    return "\n".join(lines)
+
+
+def main(argv: list[str]) -> None:
+    seeds = [int(word) for word in argv if word.isdigit()]
+    overrides = [word for word in argv if "=" in word]
+    if not seeds or len(seeds) + len(overrides) != len(argv):
+        raise UserError("usage: python -m tools.seeds SEED [SEED ...] [key=value ...]")
+    text = table([run_seed(seed, overrides) for seed in seeds])
+    (FOLDER / "table.md").write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_command(main)
