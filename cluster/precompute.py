@@ -21,10 +21,8 @@ from sm_train.errors import UserError, run_command
 from sm_train.precompute import PrecomputeConfig, make_encoder, run
 from sm_train.records import Receipt, Unit
 
-_AHEAD = 2
-"""Units an actor has at hand: one at work and the next."""
-_OBJECT_STORE_BYTES = 128 << 20
-"""Nothing but units and receipts travels, so the least that Ray takes (75 MiB) is nearly enough."""
+_AHEAD = 2  # units an actor has at hand: one at work and the next
+_PAUSE_S = 1.0  # before work is given again to an actor that could not be reached
 
 
 class EncodingActor:
@@ -35,7 +33,7 @@ class EncodingActor:
         self.encoder: UnitEncoder | None = None
 
     def ready(self) -> None:
-        """Answers once the cluster has given this actor a place."""
+        """Answers once this actor has a place in the cluster."""
 
     def encode_unit(self, unit: Unit) -> Receipt:
         """Encode and commit one part; safe to repeat."""
@@ -58,22 +56,18 @@ def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     quiet = {"log_to_driver": False, "logging_level": "error"}
-    if "RAY_ADDRESS" in os.environ:
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
-        return
-    # address="local" is said explicitly: without it Ray joins the latest cluster that anybody started on this machine.
-    ray.init(
-        address="local", num_cpus=cfg.actors * cfg.threads, include_dashboard=False,
-        object_store_memory=_OBJECT_STORE_BYTES, _node_ip_address="127.0.0.1", **quiet,
-    )  # fmt: skip
+    if address := os.environ.get("RAY_ADDRESS"):
+        ray.init(address=address, **quiet)
+    else:  # "local" is said explicitly: Ray would otherwise join the latest cluster that anybody started here
+        own = {"num_cpus": cfg.actors * cfg.threads, "object_store_memory": 128 << 20}
+        ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **own, **quiet)
 
 
 def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
     """For actors, whose working folder may be another one; the contract keeps what the config says."""
-    path = Path(cfg.encoder.path)
-    encoder = replace(cfg.encoder, path=str(path.resolve())) if path.is_dir() else cfg.encoder
-    manifest, out = str(Path(cfg.manifest).resolve()), str(Path(cfg.out).resolve())
-    return replace(cfg, manifest=manifest, out=out, encoder=encoder)
+    folder = Path(cfg.encoder.path)
+    encoder = replace(cfg.encoder, path=str(folder.resolve())) if folder.is_dir() else cfg.encoder
+    return replace(cfg, manifest=str(Path(cfg.manifest).resolve()), out=str(Path(cfg.out).resolve()), encoder=encoder)
 
 
 def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
@@ -82,17 +76,14 @@ def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Re
         num_cpus=cfg.threads, num_gpus=cfg.actor_gpus, max_restarts=-1, max_task_retries=-1,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cfg.threads)}},
     )  # fmt: skip
-    todo, alive = deque(units), set()
+    todo, placed, num_done = deque(units), set(), 0
     flying: dict[Any, tuple[Any, Unit | None]] = {}
-    num_done = 0
 
-    def start() -> None:
-        actor = actor_class.remote(cfg)
-        alive.add(actor)
+    def ask_for_a_place(actor: Any) -> None:
         flying[actor.ready.remote()] = (actor, None)
 
     for _ in range(min(cfg.actors, len(units))):
-        start()
+        ask_for_a_place(actor_class.remote(cfg))
     while num_done < len(units):
         (ref,), _ = ray.wait(list(flying), num_returns=1)
         actor, unit = flying.pop(ref)
@@ -101,19 +92,23 @@ def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Re
         except ray.exceptions.RayTaskError as error:
             raise (error.cause if isinstance(error.cause, UserError) else error) from None
         except ray.exceptions.RayActorError as error:
+            time.sleep(_PAUSE_S)
             if unit:
                 todo.appendleft(unit)
-            time.sleep(1.0)
-            if isinstance(error, ray.exceptions.ActorDiedError) and actor in alive:
-                alive.remove(actor)
-                start()
+            if unit is None or actor in placed:
+                placed.discard(actor)
+                died = isinstance(error, ray.exceptions.ActorDiedError)
+                ask_for_a_place(actor_class.remote(cfg) if died else actor)
         else:
-            if unit:
+            if unit is None:
+                placed.add(actor)
+            else:
                 num_done += 1
                 yield receipt
-        while actor in alive and todo and sum(other is actor for other, _ in flying.values()) < _AHEAD:
-            following = todo.popleft()
-            flying[actor.encode_unit.remote(following)] = (actor, following)
+        for idle in placed:
+            while todo and sum(other is idle for other, _ in flying.values()) < _AHEAD:
+                following = todo.popleft()
+                flying[idle.encode_unit.remote(following)] = (idle, following)
 
 
 def main(argv: list[str]) -> None:

@@ -11,11 +11,14 @@ from typing import Any
 
 from sm_train.errors import UserError
 
+ASIDE = ".aside-"
+"""How the names of unfinished files and folders begin; a killed writer leaves them behind."""
+
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a file aside, then put it in ``path``'s place."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside = path.with_name(f"{ASIDE}{path.name}-{os.getpid()}")
     try:
         write(aside)
         sync(aside)

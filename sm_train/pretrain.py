@@ -15,14 +15,16 @@ from typing import Any
 
 from sm_train import config
 from sm_train.data.batches import Loader, SpeechItems
+from sm_train.data.plan import WINDOW_ITEMS
 from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import run_command
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.runlog import RunLog, say, write_environment
+from sm_train.scoring.decode import TRIMS
 from sm_train.train import checkpoint
 from sm_train.train.engines import Engine, EngineConfig, make_engine
-from sm_train.train.engines.base import exit_hard
+from sm_train.train.engines.base import exit_hard, place, require_one_step
 from sm_train.train.loop import LoopConfig, Run, train
 from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective
 from sm_train.train.schedule import ScheduleConfig
@@ -34,6 +36,15 @@ class BatchConfig:
 
     frames: int = config.key(10_000, "budget of a micro-batch: items times the longest one's frames")
     lanes: int = config.key(4, "G: micro-batches of a step over all ranks; the number of ranks must divide it")
+
+    window: int = config.key(
+        WINDOW_ITEMS, "items that are sorted by length together: fewer mix lengths more and pad more"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "lanes", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"batch.{name} is {getattr(self, name)}; it must be at least 1")
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,12 @@ class PretrainConfig:
     engine: EngineConfig = config.key(EngineConfig(), "precision, optimizer, distribution")
     loop: LoopConfig = config.key(LoopConfig(), "steps, checkpoints, validation")
 
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if self.trim not in TRIMS:
+            raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
+
 
 def run(cfg: PretrainConfig) -> Engine | None:
     """Train to the last step; a finished run returns at once."""
@@ -70,14 +87,16 @@ def run(cfg: PretrainConfig) -> Engine | None:
     objective = PaddedObjective(
         mapper, targets.rows_RD, targets.pad_row, targets.contract["mean_square"], cfg.objective
     )
-    if resumed and resumed.global_step >= cfg.loop.steps:
-        say(f"{folder}: complete, {resumed.global_step} steps")
-        return None
+    loader = Loader(items, objective.counts, cfg.seed, cfg.batch.frames, cfg.batch.lanes, *place(), cfg.batch.window)
+    contract = _contract(cfg, loader, items)
+    if resumed:
+        remedy = "give another run folder, or the value the run was begun with"
+        require_same(contract, resumed.contract, str(folder), remedy)
+        if resumed.global_step >= cfg.loop.steps:
+            say(f"{folder}: complete, {resumed.global_step} steps")
+            return None
     engine = make_engine(cfg.engine, objective, mapper, cfg.batch.lanes, resumed.state if resumed else None)
-    loader = Loader(
-        items, objective.counts, cfg.seed, cfg.batch.frames, cfg.batch.lanes, engine.rank, engine.world_size
-    )
-    state = _begin(cfg, engine, loader, items, mapper, resumed)
+    state = _begin(cfg, engine, contract, items, mapper, resumed)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
     train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, targets, mapper))
     if log:
@@ -86,16 +105,14 @@ def run(cfg: PretrainConfig) -> Engine | None:
 
 
 def _begin(
-    cfg: PretrainConfig, engine: Engine, loader: Loader, items: SpeechItems, mapper: SpeechMapper,
+    cfg: PretrainConfig, engine: Engine, contract: dict[str, Any], items: SpeechItems, mapper: SpeechMapper,
     resumed: checkpoint.Checkpoint | None,
 ) -> Run:  # fmt: skip
     folder = Path(cfg.run)
-    contract = _contract(cfg, loader, items)
     state = Run(folder, 0, cfg.seed, contract, mapper.description())
     if resumed:
-        remedy = "give another run folder, or the value the run was begun with"
-        require_same(contract, resumed.contract, str(folder), remedy)
         state.global_step, state.position, state.best_wer = resumed.global_step, resumed.position, resumed.best_wer
+    require_one_step(engine, folder, state.global_step)
     if engine.rank == 0:
         config.dump(cfg, folder / "config.yaml")
         write_environment(folder, engine.world_size)
@@ -122,7 +139,10 @@ def _contract(cfg: PretrainConfig, loader: Loader, items: SpeechItems) -> dict[s
         for name in ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
     }
     shard_hash = {"shards": items.dataset["part_hashes"]}
-    return {"seed": cfg.seed, "plan": loader.fingerprint, **values, **optimizer, **frozen, **of_llm, **shard_hash}
+    plan = {"batch.frames": cfg.batch.frames, "batch.lanes": cfg.batch.lanes, "seed": cfg.seed, "splits": cfg.splits}
+    # The fingerprint's name comes last, so that a difference is reported by the setting that makes it.
+    plan["utterance_plan"] = loader.fingerprint
+    return {**plan, **values, **optimizer, **frozen, **of_llm, **shard_hash}
 
 
 def _validation(cfg: PretrainConfig, engine: Engine, targets: TargetSet, mapper: SpeechMapper) -> Any:

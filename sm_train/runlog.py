@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -117,8 +118,9 @@ class RunLog:
         files.write_text(self.path, "".join(kept))
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line for a step."""
-        self._file.write(json.dumps({"attempt": self.attempt, "step": step, **values}) + "\n")
+        """Append one line for a step; a value that is not finite, which JSON has no word for, is null."""
+        finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
+        self._file.write(json.dumps({"attempt": self.attempt, "step": step, **finite}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, int | float):

@@ -1,4 +1,4 @@
-"""Builders of small real things for tests: checkpoints in their Hugging Face formats, and a corpus of synthetic audio."""
+"""Builders of small real things for tests: checkpoints in their Hugging Face formats, a corpus of synthetic audio."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import soundfile
 
 ROOT = Path(__file__).parents[1]
 RATE_HZ = 16_000
-WORDS = "the red green small old boat house river bird child runs sees finds two seven stones today".split()
+WORDS = ["the", "red", "green", "small", "old", "boat", "house", "river", "bird", "runs", "sees", "two", "stones"]
 
 
 def run_module(module: str, *argv: object, timeout_s: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
@@ -42,7 +42,9 @@ def corpus(folder: Path, count: int, seed: int = 0) -> Path:
         samples_S = tones(rng, float(rng.uniform(1.0, 3.0)))
         soundfile.write(folder / f"audio/{i:03d}.flac", samples_S, RATE_HZ)
         text = " ".join(rng.choice(WORDS, size=2 + len(samples_S) // RATE_HZ))
-        rows.append(row(f"utt-{i:03d}", f"audio/{i:03d}.flac", len(samples_S) / RATE_HZ, text, "train" if i % 4 else "dev"))
+        rows.append(
+            row(f"utt-{i:03d}", f"audio/{i:03d}.flac", len(samples_S) / RATE_HZ, text, "train" if i % 4 else "dev")
+        )
     return write_manifest(folder / "manifest.parquet", rows)
 
 
@@ -128,8 +130,10 @@ def tokenizer(folder: Path, pad_token: str | None = "<pad>") -> Any:
     return made
 
 
-def llm(folder: Path, sharded: bool = False, family: str = "llama", dtype: str = "float32", pad_token: str | None = "<pad>",
-        extra_rows: int = 0, zero_pad: bool = False, **settings: Any) -> Path:  # fmt: skip
+def llm(
+    folder: Path, sharded: bool = False, family: str = "llama", dtype: str = "float32",
+    pad_token: str | None = "<pad>", extra_rows: int = 0, zero_pad: bool = False, **settings: Any,
+) -> Path:  # fmt: skip
     """A tiny random LLM with its tokenizer."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -139,7 +143,8 @@ def llm(folder: Path, sharded: bool = False, family: str = "llama", dtype: str =
     made = tokenizer(folder, pad_token)
     config = AutoConfig.for_model(
         family, vocab_size=len(made) + extra_rows, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=2, **settings,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=2,
+        **settings,
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     with torch.no_grad():

@@ -97,31 +97,34 @@ class Loader:
 
     def __init__(
         self, items: SpeechItems, counts: Callable[[Columns], Columns], seed: int, budget: int, lanes: int,
-        rank: int, world_size: int,
+        rank: int, world_size: int, window: int = plan.WINDOW_ITEMS,
     ) -> None:  # fmt: skip
         if lanes % world_size:
             raise UserError(
                 f"batch.lanes is {lanes}, which {world_size} ranks do not divide; take a multiple of {world_size}"
             )
-        self.items, self.seed, self.budget, self.lanes = items, seed, budget, lanes
+        self.items, self.seed, self.budget, self.lanes, self.window = items, seed, budget, lanes, window
         self.my_lanes = range(rank, lanes, world_size)
         self.lengths = items.columns["num_frames"]
         plan.check(self.lengths, budget, lanes, items.ids)
         self.item_counts = counts(items.columns)
-        self.fingerprint = plan.fingerprint(self.lengths, seed, budget, lanes)
+        self.fingerprint = plan.fingerprint(self.lengths, seed, budget, lanes, window)
 
     def steps(self, position: plan.Position) -> Iterator[Step]:
         """Endless steps from ``position`` on, epoch after epoch."""
         epoch, first = position.epoch, position.step
         while True:
-            epoch_plan = plan.plan_epoch(self.lengths, self.seed, epoch, self.budget, self.lanes)
+            epoch_plan = self._plan(epoch)
             for step in range(first, epoch_plan.num_steps):
                 yield self._step(epoch_plan, plan.Position(epoch, step))
             epoch, first = epoch + 1, 0
 
+    def _plan(self, epoch: int) -> plan.EpochPlan:
+        return plan.plan_epoch(self.lengths, self.seed, epoch, self.budget, self.lanes, self.window)
+
     def names(self, position: plan.Position, lanes: Sequence[int], most: int = 8) -> str:
         """The ids of the utterances in some lanes of a step, for a message."""
-        epoch_plan = plan.plan_epoch(self.lengths, self.seed, position.epoch, self.budget, self.lanes)
+        epoch_plan = self._plan(position.epoch)
         ids = [self.items.ids[i] for lane in lanes for i in epoch_plan.micro_batch(position.step, lane)]
         return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
 

@@ -59,19 +59,22 @@ def check(lengths: NDArray[np.int64], budget: int, lanes: int, names: list[str] 
         )
 
 
-def plan_epoch(lengths: NDArray[np.int64], seed: int, epoch: int, budget: int, lanes: int) -> EpochPlan:
+def plan_epoch(
+    lengths: NDArray[np.int64], seed: int, epoch: int, budget: int, lanes: int, window: int = WINDOW_ITEMS
+) -> EpochPlan:
     """Plan one epoch.
 
     Args:
         lengths: what each item costs (frames, tokens; 1 for a budget in samples) [N].
         budget: the most that count times longest of a micro-batch may reach.
         lanes: G, micro-batches in a step.
+        window: items that are sorted together; a smaller one mixes lengths more and pads more.
 
     Returns:
         A plan that holds each item exactly once.
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
-    order = _sort_in_windows(lengths, rng.permutation(len(lengths)))
+    order = _sort_in_windows(lengths, rng.permutation(len(lengths)), window)
     pieces = _halve_to_multiple(cut(lengths[order], budget), lengths[order], lanes)
     # Neighbours in length share a step, so that no lane waits long for another.
     longest = np.maximum.reduceat(lengths[order], pieces[:-1])
@@ -83,31 +86,40 @@ def plan_epoch(lengths: NDArray[np.int64], seed: int, epoch: int, budget: int, l
     return EpochPlan(order[starts + np.arange(len(order))], bounds, lanes)
 
 
-def _sort_in_windows(lengths: NDArray[np.int64], order: NDArray[np.int64]) -> NDArray[np.int64]:
-    window = np.arange(len(order)) // WINDOW_ITEMS
-    ordered: NDArray[np.int64] = order[np.lexsort((lengths[order], window))]
+def _sort_in_windows(lengths: NDArray[np.int64], order: NDArray[np.int64], window: int) -> NDArray[np.int64]:
+    number = np.arange(len(order)) // window
+    ordered: NDArray[np.int64] = order[np.lexsort((lengths[order], number))]
     return ordered
 
 
 def cut(lengths: NDArray[np.int64], budget: int) -> list[int]:
-    """Bounds of greedy runs whose count times longest stays within the budget."""
+    """Bounds of greedy runs whose count times longest stays within the budget; an item above it is a run alone."""
     bounds, longest = [0], 0
     for i, length in enumerate(lengths.tolist()):
         longest = max(longest, length)
-        if longest * (i + 1 - bounds[-1]) > budget:
+        if i > bounds[-1] and longest * (i + 1 - bounds[-1]) > budget:
             bounds.append(i)
             longest = length
     return [*bounds, len(lengths)]
 
 
 def _halve_to_multiple(bounds: list[int], lengths: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
-    """Halve the largest runs (by count times longest) until their number is a multiple of ``lanes``."""
+    """Halve the largest runs (by count times longest) until their number is a multiple of ``lanes``.
+
+    Raises:
+        UserError: there are too few items for that.
+    """
     runs = []
     for begin, end in itertools.pairwise(bounds):
         runs.append((-int(lengths[begin:end].max()) * (end - begin), begin, end))
     heapq.heapify(runs)
     settled: list[tuple[int, int, int]] = []
     while (len(runs) + len(settled)) % lanes:
+        if not runs:
+            raise UserError(
+                f"{len(lengths)} items fill {len(bounds) - 1} micro-batches, which cannot be cut into a multiple of "
+                f"{lanes} lanes; raise batch.frames, lower batch.lanes or add data"
+            )
         cost, begin, end = heapq.heappop(runs)
         if end - begin == 1:
             settled.append((cost, begin, end))
@@ -126,9 +138,9 @@ class Position:
     step: int
 
 
-def fingerprint(lengths: NDArray[np.int64], seed: int, budget: int, lanes: int) -> str:
+def fingerprint(lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS) -> str:
     """A hash of everything a plan follows from but the epoch."""
     import xxhash
 
-    head = np.array([seed, budget, lanes, len(lengths)], np.int64)
+    head = np.array([seed, budget, lanes, window, len(lengths)], np.int64)
     return str(xxhash.xxh3_64_hexdigest(head.tobytes() + lengths.astype(np.int64).tobytes()))

@@ -26,7 +26,6 @@ from sm_train.records import Quarantined
 DONE = "_DONE.json"
 DATASET = "dataset.json"
 CONTRACT = "contract.json"
-_ASIDE = ".aside-"
 _OPEN_SHARDS = 128
 
 
@@ -87,7 +86,7 @@ def write_part(
         quarantined: the rows of this part that were left out.
         facts: what the writer learned that must be the same for all parts; it joins the set's contract.
     """
-    aside = root / f"{_ASIDE}{part}-{os.getpid()}"
+    aside = root / f"{files.ASIDE}{part}-{os.getpid()}"
     shutil.rmtree(aside, ignore_errors=True)
     refs = mds.write(aside, columns, samples)
     done = {
@@ -108,23 +107,27 @@ def read_part(root: Path, part: str) -> dict[str, Any]:
 
 def remove_part(root: Path, part: str) -> None:
     """Take a part out of an incomplete set, at once and whole."""
-    aside = root / f"{_ASIDE}removed-{part}-{os.getpid()}"
+    aside = root / f"{files.ASIDE}removed-{part}-{os.getpid()}"
     os.rename(root / part, aside)
     shutil.rmtree(aside)
 
 
 def remove_leftovers(root: Path) -> None:
     """Remove what killed writers left aside; call it only where no writer is at work."""
-    for path in root.glob(f"{_ASIDE}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in root.glob(f"{files.ASIDE}*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def commit(root: Path, parts: Sequence[str], contract: Mapping[str, Any], table_name: str) -> None:
-    """Join the parts of a set into its tables and complete it: ``dataset.json`` is written last.
+    """Join the parts of a set, on which nobody works any more, and complete it: ``dataset.json`` is written last.
 
     Raises:
         UserError: no sample is in any part, or two parts state different facts.
     """
+    remove_leftovers(root)
     tables, quarantined, shard_entries, part_hashes = [], [], [], {}
     facts = read_part(root, parts[0])["facts"]
     num_rows = 0

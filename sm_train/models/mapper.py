@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -167,7 +168,10 @@ class SpeechMapper(nn.Module):
             raise UserError(f"{folder} holds no mapper: model_type is {saved.get('model_type')!r}")
         cfg = config.from_mapping(MapperConfig, saved["mapper"], where=str(folder / "config.json"))
         mapper = cls(cfg, saved["input_width"], saved["output_width"], saved["output_rms"])
-        mapper.load_state_dict(load_file(folder / "mapper.safetensors"), strict=True)
+        try:
+            mapper.load_state_dict(load_file(folder / "mapper.safetensors"), strict=True)
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise UserError(f"{folder} holds no whole mapper: {error}") from None
         return mapper.eval()
 
 

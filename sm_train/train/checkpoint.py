@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sm_train import files
@@ -88,9 +89,9 @@ def save(
     )
     require_current(run, attempt)
     files.publish_folder(aside, folder / name, marker="state.json")
-    _point(folder / "latest", name)
-    if is_best:
+    if is_best:  # before latest: a run killed in between is at the step before, and finds its best again
         _point(folder / "best", name)
+    _point(folder / "latest", name)
     _remove_old(folder, keep)
 
 
@@ -101,13 +102,16 @@ def load(folder: Path) -> Checkpoint:
         UserError: it is not a whole checkpoint.
     """
     saved = files.read_json(folder / "state.json")
-    moments = load_file(folder / "moments.safetensors")
+    try:
+        weights, moments = load_file(folder / "mapper.safetensors"), load_file(folder / "moments.safetensors")
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"checkpoint {folder} is damaged ({error}); point latest at another one") from None
     kinds = {
         kind: {name.removeprefix(f"{kind}."): t for name, t in moments.items() if name.startswith(f"{kind}.")}
         for kind in ("exp_avg", "exp_avg_sq")
     }
     state = TrainState(
-        load_file(folder / "mapper.safetensors"),
+        weights,
         kinds["exp_avg"],
         kinds["exp_avg_sq"],
         saved["adam_step"],
@@ -132,7 +136,7 @@ def _pointed(link: Path) -> Path | None:
 
 
 def _point(link: Path, name: str) -> None:
-    aside = link.with_name(f".{link.name}.{os.getpid()}")
+    aside = link.with_name(f".aside-{link.name}-{os.getpid()}")
     aside.unlink(missing_ok=True)
     os.symlink(name, aside)
     os.replace(aside, link)
@@ -144,5 +148,8 @@ def _remove_old(folder: Path, keep: int) -> None:
     steps = sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name)), key=lambda p: int(p.name[5:]))
     for path in set(steps[:-keep]) - pointed:
         shutil.rmtree(path)
-    for path in folder.glob(".aside-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".aside-*"):  # what killed attempts left
+        if path.is_symlink():
+            path.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)

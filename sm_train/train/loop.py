@@ -73,20 +73,23 @@ def train(
     """
     engine.module.train()
     clock = _Clock()
+    stall: dict[str, float] = {}
     for step in loader.steps(run.position):
         if run.global_step >= cfg.steps:
             break
         line = _take_step(cfg, schedule, engine, objective, loader, step, run)
-        line.update(clock.tick(step))
+        line.update({**clock.tick(step), **stall})
         is_last, is_best = run.global_step == cfg.steps, False
         if validate is not None and (run.global_step % cfg.validate_every == 0 or is_last):
             line["valid_wer"] = wer = validate()
             is_best = run.best_wer is None or wer < run.best_wer
             run.best_wer = wer if is_best else run.best_wer
-        if run.global_step % cfg.save_every == 0 or is_last or is_best:
-            line["checkpoint_s"] = _save(engine, run, is_best=is_best, keep=cfg.keep)
         if log is not None:
             log.write(run.global_step, line)
+        # After the line: a run killed in between then has both or neither, as lines beyond the checkpoint are cut off.
+        stall = {}
+        if run.global_step % cfg.save_every == 0 or is_last or is_best:
+            stall["checkpoint_s"] = _save(engine, run, is_best=is_best, keep=cfg.keep)
         if run.global_step % cfg.log_every == 0 or "valid_wer" in line or is_last:
             say(_terminal_line(run.global_step, cfg.steps, line, clock.steps_per_s))
 

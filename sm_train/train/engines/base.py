@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -95,14 +98,20 @@ class Engine(Protocol):
         """Leave the group of ranks."""
 
 
+def place() -> tuple[int, int]:
+    """This process's rank and the world size, as the environment names them (torchrun's variables)."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
     """Join the ranks that the environment names (torchrun's variables), or stand alone.
 
     Returns:
         rank, world size, this rank's device.
     """
+    _die_with_launcher()
     torch.set_num_threads(cfg.threads)
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    rank, world_size = place()
     device = torch.device(pick_device(cfg.device))
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -111,6 +120,13 @@ def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=cfg.timeout_s))
     return rank, world_size, device
+
+
+def _die_with_launcher() -> None:
+    """Under torchrun, end when it ends: a launcher that is killed would leave its ranks at work (Linux only)."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
 
 
 def leave_ranks() -> None:
@@ -130,14 +146,28 @@ def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
     return values
 
 
-def copy_weights(trained: nn.Module, state: TrainState | None) -> None:
+def require_one_step(engine: Engine, run: Path, step: int) -> None:
+    """Raises UserError unless all ranks have read the checkpoint of the same step."""
+    if engine.sum_over_ranks(torch.tensor([step])).item() != step * engine.world_size:
+        raise UserError(
+            f"run {run}: its ranks have read different checkpoints (this one step {step}); end the attempt that still "
+            "writes there, or put the run on a file system that all ranks share"
+        )
+
+
+def fresh_state(trained: nn.Module) -> TrainState:
+    """The state of a run's first step: the module's weights in fp32, moments of zero."""
+    names, weights = zip(*trained.named_parameters(), strict=True)
+    average, square = (named_tensors(names, [torch.zeros_like(w) for w in weights]) for _ in range(2))
+    return TrainState(named_tensors(names, weights), average, square, adam_step=0)
+
+
+def copy_weights(trained: nn.Module, state: TrainState) -> None:
     """Put a state's weights into a module.
 
     Raises:
         UserError: names or shapes differ.
     """
-    if state is None:
-        return
     own = dict(trained.named_parameters())
     for name in sorted({*own, *state.weights}):
         shapes = [tuple(d[name].shape) if name in d else None for d in (own, state.weights)]

@@ -29,6 +29,7 @@ class DeepSpeedEngine:
         from sm_train.train.engines import zero_state
 
         self._zero_state = zero_state
+        state = state or base.fresh_state(trained)
         base.copy_weights(trained, state)  # before initialize: set after it, the first forward would use the old ones
         self.names = [name for name, _ in trained.named_parameters()]
         self.weights = list(trained.parameters())
@@ -39,8 +40,7 @@ class DeepSpeedEngine:
         self.inner: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
         self.module = self.inner.module
         self.zero: Any = self.inner.optimizer
-        if state is not None:
-            zero_state.restore(self.zero, self.names, self.weights, state)
+        zero_state.restore(self.zero, self.names, self.weights, state)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.inner(batch.to(self.device))
@@ -57,7 +57,7 @@ class DeepSpeedEngine:
             group["lr"] = lr
         self.inner.step()
         norm = self.inner.get_global_grad_norm()
-        return base.Update(float(norm), bool(self.inner.was_step_applied()), float(self.zero.loss_scale))
+        return base.Update(float(norm), bool(self.inner.was_step_applied()), self._zero_state.loss_scale(self.zero))
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         return base.sum_over_ranks(values, self.device)

@@ -23,6 +23,7 @@ class LocalEngine:
             raise UserError("engine.precision fp16 needs engine.name deepspeed, which scales the loss; or take bf16")
         self.cfg = cfg
         self.rank, self.world_size, self.device = base.start_ranks(cfg)
+        state = state or base.fresh_state(trained)
         base.copy_weights(trained, state)
         dtype = base.DTYPES[cfg.precision]
         self.module = module.to(self.device)
@@ -37,10 +38,6 @@ class LocalEngine:
         self.optimizer = torch.optim.AdamW(
             self.masters, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, weight_decay=cfg.weight_decay
         )
-        if state is not None:
-            self._restore(state)
-
-    def _restore(self, state: base.TrainState) -> None:
         for name, master in zip(self.names, self.masters, strict=True):
             self.optimizer.state[master] = {
                 "step": torch.tensor(float(state.adam_step)),

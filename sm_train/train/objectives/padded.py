@@ -71,8 +71,9 @@ class PaddedObjective(nn.Module):
         positions_B = positions_of(batch.num_frames_B)
         words_B = torch.minimum(batch.num_tokens_B + 1, positions_B)
         real_BP, word_BP = (mask(lengths, mapped_BPD.shape[1]) for lengths in (positions_B, words_B))
-        # Where there is nothing, zeros: a stray value beyond the length must not reach a sum, not even times zero.
-        squared_BP = (mapped_BPD - targets_BPD).masked_fill(~real_BP[..., None], 0.0).square().sum(dim=-1) * self.scale
+        # Where there is nothing, zeros: a stray NaN beyond the length must reach no sum and no gradient.
+        mapped_BPD = mapped_BPD.masked_fill(~real_BP[..., None], 0.0)
+        squared_BP = (mapped_BPD - targets_BPD).square().sum(dim=-1) * self.scale
         cosine_BP = F.cosine_similarity(mapped_BPD, targets_BPD, dim=-1, eps=1e-8)
         covered_BP = word_BP if self.cfg.cosine == "words" else real_BP
         return {

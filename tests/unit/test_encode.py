@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from sm_train.data import shards
+from sm_train.data.lengths import encoder_frames, pooled_frames
+from sm_train.data.manifest import cut_units, read_manifest
+from sm_train.encode import UnitEncoder, cut_batches
+from sm_train.models.speech import EncoderConfig
+from sm_train.records import Unit
+from tests import builders
+
+
+def test_batches_are_neighbours_under_the_budget() -> None:
+    assert cut_batches([1, 1, 1, 1], 2.0) == [[0, 1], [2, 3]]
+    assert cut_batches([1, 3, 1, 1, 1], 3.0) == [[0], [1], [2, 3, 4]]
+    assert cut_batches([9, 9], 2.0) == [[0], [1]]
+    assert cut_batches([], 2.0) == []
+    durations = np.random.default_rng(0).uniform(0.5, 20, size=200).tolist()
+    batches = cut_batches(durations, 60.0)
+    assert [i for batch in batches for i in batch] == list(range(200))
+    assert all(len(batch) * max(durations[i] for i in batch) <= 60.0 for batch in batches)
+
+
+@pytest.fixture(scope="module")
+def make(encoder_folder: Path, manifest: Path) -> object:
+    def unit_encoder(root: Path, **changes: object) -> UnitEncoder:
+        keys = {"batch_s": 12.0, "max_duration_s": 60.0, "silence_dbfs": -80.0, "threads": 1, **changes}
+        encoder = EncoderConfig(path=str(encoder_folder), layer=2, device="cpu")
+        return UnitEncoder(encoder, root, manifest.parent, **keys)
+
+    return unit_encoder
+
+
+def test_a_units_part_holds_every_utterance_in_order(make, manifest: Path, tmp_path: Path) -> None:
+    (unit, *_) = cut_units(read_manifest(manifest), 8)
+    receipt = make(tmp_path).encode_unit(unit)
+    done = shards.read_part(tmp_path, unit.part)
+    assert (receipt.num_committed, receipt.num_quarantined) == (8, 0)
+    assert receipt.audio_s == pytest.approx(sum(u.duration_s for u in unit.utterances))
+    assert [row["id"] for row in done["rows"]] == [u.id for u in unit.utterances]
+    for row, utterance in zip(done["rows"], unit.utterances, strict=True):
+        assert row["num_frames"] == pooled_frames(encoder_frames(round(utterance.duration_s * 16_000)), 2)
+    assert done["facts"]["width"] == 32
+
+
+def test_a_part_that_is_there_is_left_alone(
+    make, manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (unit, *_) = cut_units(read_manifest(manifest), 4)
+    encoder = make(tmp_path)
+    first = encoder.encode_unit(unit)
+    monkeypatch.setattr(encoder, "encoder", None)  # a second forward pass would fail
+    again = encoder.encode_unit(unit)
+    assert (again.part, again.num_committed, again.audio_s) == (first.part, first.num_committed, first.audio_s)
+
+
+def test_a_bad_utterance_leaves_its_place_blank(make, manifest: Path, tmp_path: Path) -> None:
+    """The others' features are the same bits, whatever is wrong with it, a duration above the limit included."""
+    rows = pq.read_table(manifest).to_pylist()[:8]
+    rows[2]["audio"], rows[5]["text"] = "audio/absent.flac", ""
+    bad = read_manifest(builders.write_manifest(tmp_path / "m.parquet", rows))
+    good = read_manifest(manifest)[:8]
+    for name, utterances in (("good", good), ("bad", bad)):
+        make(tmp_path / name).encode_unit(Unit(0, tuple(utterances)))
+    kept = {r["id"]: r["xxh3"] for r in shards.read_part(tmp_path / "good", "part-0000000")["rows"]}
+    done = shards.read_part(tmp_path / "bad", "part-0000000")
+    assert {r["id"]: r["reason"] for r in done["quarantined"]} == {
+        good[2].id: "missing_audio",
+        good[5].id: "empty_text",
+    }
+    assert {r["id"]: r["xxh3"] for r in done["rows"]} == {
+        i: h for i, h in kept.items() if i not in (good[2].id, good[5].id)
+    }
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_shortest_utterance_that_makes_a_position_is_kept_and_a_shorter_one_is_not(make, tmp_path: Path) -> None:
+    import soundfile
+
+    encoder = make(tmp_path)
+    encoder.audio_root = tmp_path
+    edge = encoder.shortest_samples
+    rows = []
+    for count in (1, 399, 400, edge - 1, edge):
+        soundfile.write(tmp_path / f"{count}.wav", builders.tones(np.random.default_rng(0), count / 16_000), 16_000)
+        rows.append(builders.row(f"u{count}", f"{count}.wav", count / 16_000, "hello"))
+    unit = Unit(0, tuple(read_manifest(builders.write_manifest(tmp_path / "m.parquet", rows))))
+    encoder.encode_unit(unit)
+    done = shards.read_part(tmp_path, unit.part)
+    assert [(r["id"], r["num_frames"]) for r in done["rows"]] == [(f"u{edge}", 4)]
+    assert {r["reason"] for r in done["quarantined"]} == {"too_short"}
+
+
+def test_features_that_overflow_float16_are_quarantined(make, manifest: Path, tmp_path: Path) -> None:
+    (unit, *_) = cut_units(read_manifest(manifest), 3)
+    encoder = make(tmp_path)
+    inner = encoder.encoder.encode
+    encoder.encoder.encode = lambda audio: [f * 1e6 if i == 1 else f for i, f in enumerate(inner(audio))]
+    encoder.encode_unit(unit)
+    (bad,) = shards.read_part(tmp_path, unit.part)["quarantined"]
+    assert (bad["id"], bad["reason"]) == (unit.utterances[1].id, "non_finite")

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sm_train import runlog
+
+
+def lines(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_metrics_are_cut_back_to_the_checkpoints_step_on_resume(tmp_path: Path) -> None:
+    log = runlog.RunLog(tmp_path, attempt=1, resume_step=0)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2, "ids": ["a"]})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"attempt": 1, "step": 4, "lo')  # killed in the middle of a line
+    log = runlog.RunLog(tmp_path, attempt=2, resume_step=2)
+    log.write(3, {"loss": 9.0})
+    log.close()
+    assert [(row["step"], row["attempt"], row["loss"]) for row in lines(tmp_path)] == [
+        (1, 1, 0.5),
+        (2, 1, 1.0),
+        (3, 2, 9.0),
+    ]
+    assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_progress_shows_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
+    with runlog.Progress("precompute", total_s=7200.0) as progress:
+        progress.advance(3600.0, quarantined=2)
+    err = capsys.readouterr().err
+    assert "precompute: 1.00 of 2.00 h audio" in err
+    assert "2 quarantined" in err
+    with runlog.Progress("nothing", total_s=0.0):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_clock() -> None:
+    assert [runlog.clock(s) for s in (0, 61.9, 3661, float("inf"))] == ["0:00:00", "0:01:01", "1:01:01", "?"]
+
+
+def test_say_speaks_on_rank_0_alone(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    runlog.say("one")
+    monkeypatch.setenv("RANK", "1")
+    runlog.say("two")
+    assert capsys.readouterr().out == "one\n"
