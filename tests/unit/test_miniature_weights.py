@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoFeatureExtractor, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from tools.miniature.build_encoder import PREFIX, load_encoder, score
+from tools.miniature.build_encoder import PREFIX, load_encoder, pooled
 from tools.miniature.build_llm import generate
 from tools.miniature.chat import Prompts, chat_pieces, examples_of
-from tools.miniature.ctc import CtcBatch, CtcHead, greedy_texts, pool_pairs, word_error_rate
+from tools.miniature.ctc import CtcBatch, CtcHead, pool_pairs, word_error_rate
 from tools.miniature.speech import TRAIN_VOICES, utter
 from tools.miniature.world import Sentence, World, WorldConfig
 
@@ -108,7 +108,8 @@ def test_encoder_hears_held_out_sentences(sentences: list[Sentence]) -> None:
     made = extractor(audio, sampling_rate=16_000, return_tensors="pt")
     texts = [sentence.text for sentence in sentences]
     with torch.no_grad():
-        heard = greedy_texts(*score(encoder, head, CtcBatch(made["input_features"], made["attention_mask"], texts)))
+        pooled_BPE, lengths_B = pooled(encoder, CtcBatch(made["input_features"], made["attention_mask"], texts))
+        heard = head.texts(head(pooled_BPE), lengths_B)
     assert word_error_rate(texts, heard)[0] < 0.2
 
 

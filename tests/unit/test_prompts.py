@@ -21,7 +21,7 @@ def test_a_filled_value_is_not_filled_again() -> None:
 
 
 def test_a_value_cannot_bring_a_second_speech() -> None:
-    with pytest.raises(UserError, match="holds {speech} itself"):
+    with pytest.raises(UserError, match=r"holds \{speech\} itself"):
         fill("{q} {speech}", {"q": "what is {speech}"})
 
 

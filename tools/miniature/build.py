@@ -16,10 +16,12 @@ import torch
 
 from sm_train.config import fingerprint, key, load, to_mapping
 from sm_train.errors import run_command
-from tools.miniature.build_encoder import EncoderConfig, build_encoder
-from tools.miniature.build_llm import LlmConfig, build_llm
+from tools.miniature.build_encoder import build_encoder
+from tools.miniature.build_llm import build_llm
 from tools.miniature.chat import Prompts
+from tools.miniature.lessons import LlmConfig
 from tools.miniature.training import Row
+from tools.miniature.utterances import EncoderConfig
 from tools.miniature.world import World, WorldConfig
 
 DEFAULT_CONFIG = "configs/miniature/build.yaml"
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
     cache = Path(config.cache or Path(tempfile.gettempdir()) / "sm_train_miniature")
     world = World(config.world)
     makers: dict[str, Callable[[Path], list[Row]]] = {
-        "llm": lambda folder: build_llm(config.llm, world, Prompts(Path(config.prompts)), folder, config.seed),
+        "llm": lambda folder: build_llm(config.llm, world, Prompts(Path(config.prompts)), folder, cache, config.seed),
         "encoder": lambda folder: build_encoder(config.encoder, world, folder, cache, config.seed),
     }
     for part in config.parts:

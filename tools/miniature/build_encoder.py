@@ -1,15 +1,16 @@
 """The miniature's speech encoder: a tiny SeamlessM4T-v2 conformer, trained by CTC on the miniature's speech.
 
+Two lessons: characters first, then characters and whole words together, so that a frame's features say which word they
+belong to, as those of a large encoder do. The head of characters is kept for the cascade, that of words is not.
+
 What is trained and later used is ``hidden_states[layers]`` as transformers 4 gave it, the conformer's output behind its
 last layer norm and before the adaptor: ``encoder(feature_projection(feats))``. The adaptor is there for the format.
-Shape letters: B items, S samples, T encoder frames, E encoder width, V characters.
+Shape letters: B items, T encoder frames, P pooled frames, E encoder width, V labels.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,88 +20,34 @@ from safetensors.torch import save_file
 from transformers import SeamlessM4TFeatureExtractor, SeamlessM4Tv2Config
 from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
 
-from sm_train.config import fingerprint, key
-from tools.miniature.ctc import CtcBatch, CtcHead, ctc_of, greedy_texts, pool_pairs, word_error_rate
-from tools.miniature.speech import HELD_OUT_VOICES, SAMPLE_RATE_HZ, TRAIN_VOICES, Voice, utter
+from tools.miniature.ctc import BLANK, CtcBatch, CtcHead, pool_pairs, word_error_rate
+from tools.miniature.speech import HELD_OUT_VOICES, TRAIN_VOICES
 from tools.miniature.training import Row, bucketed, fit, score_row
+from tools.miniature.utterances import EncoderConfig, Speech, batches_of, speech_of
 from tools.miniature.world import World
 
 PREFIX = "speech_encoder."
-Feats = np.ndarray[Any, np.dtype[np.float16]]
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """How the miniature's speech encoder is made."""
-
-    width: int = key(144, "hidden size")
-    feed_forward: int = key(576, "width of the feed-forward layers")
-    layers: int = key(4, "conformer layers")
-    heads: int = key(4, "attention heads")
-    kernel: int = key(31, "frames of the causal depthwise convolution")
-    utterances: int = key(9000, "training utterances")
-    test_utterances: int = key(300, "held-out sentences, with known voices and with held-out ones")
-    noisy: float = key(0.2, "share of training utterances with white noise")
-    min_snr_db: float = key(5.0, "the strongest noise")
-    max_snr_db: float = key(30.0, "the weakest noise")
-    steps: int = key(1600, "training steps")
-    batch_size: int = key(24, "utterances a step")
-    learning_rate: float = key(2e-3, "peak of the one-cycle schedule")
-    warm_up: float = key(0.15, "share of the steps in which the learning rate rises")
-    bfloat16: bool = key(True, "autocast matrix products in training")
-    check_every: int = key(300, "steps between looks at the word error rate")
-
-
-@dataclass(frozen=True)
-class Speech:
-    """Utterances as the encoder's input features."""
-
-    feats: list[Feats]
-    texts: list[str]
-
-    def batch(self, rows: np.ndarray[Any, Any]) -> CtcBatch:
-        """Padded features of some utterances."""
-        lengths = [len(self.feats[row]) for row in rows]
-        feats_BTE = torch.zeros(len(rows), max(lengths), self.feats[rows[0]].shape[1])
-        mask_BT = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-        for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-            feats_BTE[index, :length] = torch.from_numpy(self.feats[row].astype(np.float32))
-            mask_BT[index, :length] = 1
-        return CtcBatch(feats_BTE, mask_BT, [self.texts[row] for row in rows])
 
 
 def build_encoder(config: EncoderConfig, world: World, folder: Path, cache: Path, seed: int) -> list[Row]:
     """Synthesise, train, write to ``folder`` in fp16, and score what was written."""
-    train = _speech(config, world, "train", TRAIN_VOICES, config.utterances, seed, cache)
-    known = _speech(config, world, "test", TRAIN_VOICES, config.test_utterances, seed, cache)
-    held_out = _speech(config, world, "test", HELD_OUT_VOICES, config.test_utterances, seed, cache)
+    train = speech_of(config, world, "train", TRAIN_VOICES, config.utterances, seed, cache)
+    known = speech_of(config, world, "test", TRAIN_VOICES, config.test_utterances, seed, cache)
+    held_out = speech_of(config, world, "test", HELD_OUT_VOICES, config.test_utterances, seed, cache)
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
+    batches = batches_of(config, train, np.random.default_rng(seed))
     encoder, head = SeamlessM4Tv2SpeechEncoder(_encoder_config(config)), CtcHead(config.width)
-    trained = torch.nn.ModuleList([encoder.feature_projection, encoder.encoder, head])
-    print(f"encoder: {sum(p.numel() for p in trained.parameters()):,} trained parameters", flush=True)
-
-    def loss_of(batch: CtcBatch) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
-            scores_BPV, lengths_B = score(encoder, head, batch)
-        return ctc_of(scores_BPV, lengths_B, batch.texts)
-
-    minutes = fit(
-        "encoder",
-        trained,
-        _batches(config, train, rng),
-        loss_of,
-        config.steps,
-        config.learning_rate,
-        config.warm_up,
-        lambda step: f"word error rate {_error_rate(encoder, head, known, 100)[0]:.3f}",
-        config.check_every,
-    )
+    minutes = _lesson("letters", config, config.letter_steps, encoder, head, [], batches, known)
     _save(encoder, head, folder)
     encoder, head = load_encoder(folder), CtcHead.read(folder)
+    words = CtcHead(config.width, [BLANK, *sorted(world.word_types())], " ")
+    minutes += _lesson("words", config, config.word_steps, encoder, head, [words], batches, known)
+    _save(encoder, head, folder)
+    encoder, head = load_encoder(folder), CtcHead.read(folder)
+    steps = config.letter_steps + config.word_steps
     rows = [
         score_row("encoder", "parameters, adaptor included", "count", encoder.num_parameters(), 1),
-        score_row("encoder", f"training, {config.steps} steps", "minutes", minutes, config.steps),
+        score_row("encoder", f"training, {steps} steps", "minutes", minutes, steps),
     ]
     for voices, speech in (("known", known), ("held-out", held_out)):
         rate, low, high = _error_rate(encoder, head, speech, config.test_utterances)
@@ -109,17 +56,50 @@ def build_encoder(config: EncoderConfig, world: World, folder: Path, cache: Path
     return rows
 
 
+def _lesson(
+    name: str,
+    config: EncoderConfig,
+    steps: int,
+    encoder: SeamlessM4Tv2SpeechEncoder,
+    head: CtcHead,
+    more_heads: list[CtcHead],
+    batches: Iterator[CtcBatch],
+    known: Speech,
+) -> float:
+    """Train the encoder up to its adaptor with its heads; the minutes it took."""
+    trained = torch.nn.ModuleList([encoder.feature_projection, encoder.encoder, head, *more_heads])
+    print(f"encoder, {name}: {sum(p.numel() for p in trained.parameters()):,} trained parameters", flush=True)
+
+    def loss_of(batch: CtcBatch) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+            pooled_BPE, lengths_B = pooled(encoder, batch)
+            scores = [scorer(pooled_BPE) for scorer in (head, *more_heads)]
+        losses = [h.loss(s, lengths_B, batch.texts) for h, s in zip((head, *more_heads), scores, strict=True)]
+        return losses[0] + config.word_weight * sum(losses[1:], torch.zeros(()))
+
+    return fit(
+        f"encoder, {name}",
+        trained,
+        batches,
+        loss_of,
+        steps,
+        config.learning_rate * (0.75 if more_heads else 1.0),
+        config.warm_up,
+        lambda step: f"word error rate {_error_rate(encoder, head, known, 100)[0]:.3f}",
+        config.check_every,
+    )
+
+
 def load_encoder(folder: Path) -> SeamlessM4Tv2SpeechEncoder:
     """The encoder in a folder as :func:`build_encoder` writes it, in fp32, for inference."""
     encoder = SeamlessM4Tv2SpeechEncoder.from_pretrained(folder, dtype=torch.float32, key_mapping={rf"^{PREFIX}": ""})
-    return encoder.eval()
+    return encoder.requires_grad_(True).eval()
 
 
-def score(encoder: SeamlessM4Tv2SpeechEncoder, head: CtcHead, batch: CtcBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """Character scores and their lengths."""
+def pooled(encoder: SeamlessM4Tv2SpeechEncoder, batch: CtcBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features at 25 Hz [B, P, E] and their lengths."""
     hidden_BTE = encoder.encoder(encoder.feature_projection(batch.feats_BTE), attention_mask=batch.mask_BT)
-    pooled_BPE, lengths_B = pool_pairs(hidden_BTE, batch.mask_BT)
-    return head(pooled_BPE), lengths_B
+    return pool_pairs(hidden_BTE, batch.mask_BT)
 
 
 @torch.no_grad()
@@ -131,67 +111,10 @@ def _error_rate(
     lengths = np.array([len(feats) for feats in speech.feats[:count]])
     for rows in bucketed(lengths, 25, np.random.default_rng(0)):
         batch = speech.batch(rows)
-        hypotheses += greedy_texts(*score(encoder, head, batch))
+        pooled_BPE, lengths_B = pooled(encoder, batch)
+        hypotheses += head.texts(head(pooled_BPE), lengths_B)
         references += batch.texts
     return word_error_rate(references, hypotheses)
-
-
-def _batches(config: EncoderConfig, speech: Speech, rng: np.random.Generator) -> Iterator[CtcBatch]:
-    """Epoch after epoch, with two spans of time and two bands of frequency blanked (SpecAugment)."""
-    lengths = np.array([len(feats) for feats in speech.feats])
-    while True:
-        for rows in bucketed(lengths, config.batch_size, rng):
-            batch = speech.batch(rows)
-            bins = batch.feats_BTE.view(len(rows), -1, 2, batch.feats_BTE.shape[2] // 2)
-            for item in bins:
-                for _ in range(2):
-                    start, band = rng.integers(len(item)), rng.integers(bins.shape[3])
-                    item[start : start + rng.integers(10)] = 0.0
-                    item[..., band : band + rng.integers(12)] = 0.0
-            yield batch
-
-
-def _speech(
-    config: EncoderConfig, world: World, split: str, voices: tuple[Voice, ...], count: int, seed: int, cache: Path
-) -> Speech:
-    """Features of ``count`` utterances, from the cache where they were computed before."""
-    noisy = config.noisy if split == "train" else 0.0
-    asked = {"split": split, "voices": [voice.name for voice in voices], "count": count, "seed": seed, "noisy": noisy}
-    asked |= {"min_snr_db": config.min_snr_db, "max_snr_db": config.max_snr_db, "words": sorted(world.word_types())}
-    path = cache / f"{fingerprint(asked)}.npz"
-    if not path.is_file():
-        rng = np.random.default_rng([seed, len(voices), split == "train"])
-        _synthesise_all(config, world, split, voices, count, noisy, rng, path)
-    with np.load(path) as arrays:
-        ends = np.cumsum(arrays["lengths"])
-        return Speech(np.split(arrays["feats"], ends[:-1]), json.loads(str(arrays["texts"])))
-
-
-def _synthesise_all(
-    config: EncoderConfig,
-    world: World,
-    split: str,
-    voices: tuple[Voice, ...],
-    count: int,
-    noisy: float,
-    rng: np.random.Generator,
-    path: Path,
-) -> None:
-    extractor = SeamlessM4TFeatureExtractor()
-    feats: list[Feats] = []
-    texts: list[str] = []
-    for index in range(count):
-        text = world.sample(rng, split).text
-        snr_db = float(rng.uniform(config.min_snr_db, config.max_snr_db)) if rng.random() < noisy else None
-        audio_S = utter(text, voices[index % len(voices)], rng, snr_db)
-        made = extractor(audio_S, sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")
-        feats.append(made["input_features"][0][: int(made["attention_mask"].sum())].astype(np.float16))
-        texts.append(text)
-        if (index + 1) % 1000 == 0:
-            print(f"encoder: {index + 1}/{count} utterances of {split}", flush=True)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lengths = np.array([len(item) for item in feats])
-    np.savez(path, feats=np.concatenate(feats), lengths=lengths, texts=np.array(json.dumps(texts)))
 
 
 def _encoder_config(config: EncoderConfig) -> SeamlessM4Tv2Config:

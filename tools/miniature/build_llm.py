@@ -6,74 +6,69 @@ Shape letters: B items, L tokens, D LLM width, V vocabulary.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from sm_train.config import key
+from sm_train.config import fingerprint, to_mapping
 from tools.miniature.chat import Encoder, Example, Prompts, examples_of
+from tools.miniature.lessons import IGNORED, Batch, LlmConfig, lessons, practice
 from tools.miniature.tokenizer import train_tokenizer, whole_words
-from tools.miniature.training import Row, bucketed, fit, score_row, share_row
+from tools.miniature.training import Row, fit, score_row, share_row
 from tools.miniature.world import Sentence, World
 
-TASK_SHARES = {"asr": 0.2, "st": 0.5, "sqa": 0.3}
-IGNORED = -100
+MINUTES = "minutes.json"
 
 
-@dataclass(frozen=True)
-class LlmConfig:
-    """How the miniature's LLM is made."""
+def build_llm(config: LlmConfig, world: World, prompts: Prompts, folder: Path, cache: Path, seed: int) -> list[Row]:
+    """Train tokenizer and model in two goes, write them to ``folder`` in fp16, and score what was written."""
+    asked = {name: value for name, value in to_mapping(config).items() if not name.startswith("practice_")}
+    first = cache / f"llm-{fingerprint({'llm': asked, 'world': to_mapping(world.config), 'seed': seed})}"
+    if not (first / MINUTES).is_file():
+        _first_training(config, world, prompts, first, seed)
+    tokenizer: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(first)
+    model = LlamaForCausalLM.from_pretrained(first, dtype=torch.float32)
+    torch.manual_seed(seed + 1)
+    rng = np.random.default_rng([seed, 1])
+    tests = [world.sample(rng, "test") for _ in range(config.test_sentences)]
+    minutes = fit(
+        "llm practice",
+        model,
+        practice(config, world, prompts, Encoder(tokenizer), rng),
+        lambda batch: _loss(model, batch, config.neftune_alpha),
+        config.practice_steps,
+        config.practice_rate,
+        config.warm_up,
+        lambda step: _glance(model, tokenizer, prompts, tests[:25]),
+        config.check_every,
+    )
+    _save(model, tokenizer, folder)
+    shipped = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    words = whole_words(tokenizer, world.word_types())
+    steps, minutes = config.steps + config.practice_steps, minutes + json.loads((first / MINUTES).read_text())
+    rows = [
+        score_row("tokenizer", "English words that are one token", "share", words, len(world.word_types())),
+        score_row("llm", "parameters", "count", shipped.num_parameters(), 1),
+        score_row("llm", f"training, {steps} steps", "minutes", minutes, steps),
+    ]
+    return rows + evaluate_llm(shipped, tokenizer, prompts, tests)
 
-    vocabulary: int = key(2304, "tokens of the tokenizer")
-    tokenizer_sentences: int = key(20000, "sentences whose texts train the tokenizer")
-    word_weight: int = key(3000, "extra occurrences of each English word in the tokenizer's texts")
-    width: int = key(160, "hidden size")
-    feed_forward: int = key(448, "width of the feed-forward layers")
-    layers: int = key(4, "decoder layers")
-    heads: int = key(4, "attention heads")
-    max_length: int = key(512, "positions the model is made for")
-    tied: bool = key(False, "one matrix for input and output embeddings")
-    embedding_std: float = key(1.0, "spread of the embedding rows at the start")
-    steps: int = key(3000, "training steps")
-    batch_size: int = key(32, "examples a step")
-    learning_rate: float = key(2e-3, "peak of the one-cycle schedule")
-    warm_up: float = key(0.05, "share of the steps in which the learning rate rises")
-    variants: float = key(0.5, "share of examples whose prompt is a generated variant of the shipped ones")
-    padded: float = key(0.3, "share of examples whose transcript is followed by pad tokens")
-    max_pads: int = key(20, "the most pad tokens behind a transcript")
-    neftune_alpha: float = key(30.0, "uniform noise on input embeddings, alpha of NEFTune (arXiv 2310.05914)")
-    check_every: int = key(300, "steps between looks at exact match")
-    test_sentences: int = key(200, "held-out sentences of the final evaluation")
 
-
-class Batch(NamedTuple):
-    """Examples of one step, padded on the right."""
-
-    ids_BL: torch.Tensor
-    mask_BL: torch.Tensor
-    labels_BL: torch.Tensor
-
-
-def build_llm(config: LlmConfig, world: World, prompts: Prompts, folder: Path, seed: int) -> list[Row]:
-    """Train tokenizer and model, write them to ``folder`` in fp16, and score what was written."""
+def _first_training(config: LlmConfig, world: World, prompts: Prompts, folder: Path, seed: int) -> None:
+    """From nothing to a model that knows every task; its minutes are written last."""
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     tokenizer = _tokenizer(config, world, prompts, rng)
-    words = whole_words(tokenizer, world.word_types())
-    print(f"llm tokenizer of {len(tokenizer)} tokens, {words:.1%} of English words are one token", flush=True)
+    print(f"llm tokenizer of {len(tokenizer)} tokens", flush=True)
     model = _model(config, tokenizer)
-    encoder = Encoder(tokenizer)
     tests = [world.sample(rng, "test") for _ in range(config.test_sentences)]
     minutes = fit(
         "llm",
         model,
-        _batches(config, world, prompts, encoder, rng),
+        lessons(config, world, prompts, Encoder(tokenizer), rng),
         lambda batch: _loss(model, batch, config.neftune_alpha),
         config.steps,
         config.learning_rate,
@@ -81,16 +76,8 @@ def build_llm(config: LlmConfig, world: World, prompts: Prompts, folder: Path, s
         lambda step: _glance(model, tokenizer, prompts, tests[:25]),
         config.check_every,
     )
-    model.half().config.dtype = torch.float16
-    model.save_pretrained(folder)
-    _save_tokenizer(tokenizer, folder)
-    shipped = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    rows = [
-        score_row("tokenizer", "English words that are one token", "share", words, len(world.word_types())),
-        score_row("llm", "parameters", "count", shipped.num_parameters(), 1),
-        score_row("llm", f"training, {config.steps} steps", "minutes", minutes, config.steps),
-    ]
-    return rows + evaluate_llm(shipped, tokenizer, prompts, tests)
+    _save(model, tokenizer, folder)
+    (folder / MINUTES).write_text(json.dumps(minutes), encoding="utf-8")
 
 
 def evaluate_llm(
@@ -143,8 +130,10 @@ def _tokenizer(config: LlmConfig, world: World, prompts: Prompts, rng: np.random
     return train_tokenizer(texts, world.word_types(), config.vocabulary, config.word_weight, config.max_length)
 
 
-def _save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write the tokenizer with its chat template inside, under the class name that transformers 4 knows too."""
+def _save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write both; the tokenizer with its template inside, under the class name that transformers 4 knows too."""
+    model.half().config.dtype = torch.float16
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder, save_jinja_files=False)
     path = folder / "tokenizer_config.json"
     values = json.loads(path.read_text(encoding="utf-8")) | {"tokenizer_class": "PreTrainedTokenizerFast"}
@@ -162,7 +151,7 @@ def _model(config: LlmConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
             num_key_value_heads=config.heads,
             max_position_embeddings=config.max_length,
             initializer_range=0.04,
-            tie_word_embeddings=config.tied,
+            tie_word_embeddings=False,
             pad_token_id=tokenizer.pad_token_id,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -171,6 +160,8 @@ def _model(config: LlmConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
     # Llama's own module zeroes its padding row; this pad is an ordinary row that the model sees and learns.
     model.model.embed_tokens.padding_idx = None
     torch.nn.init.normal_(model.model.embed_tokens.weight, std=config.embedding_std)
+    # Output rows start along the input rows: one map in attention then copies every token, seen before or not.
+    model.lm_head.weight.data.copy_(0.04 * model.model.embed_tokens.weight.data)
     model.generation_config = GenerationConfig(
         do_sample=False,
         bos_token_id=tokenizer.bos_token_id,
@@ -179,36 +170,6 @@ def _model(config: LlmConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
     )
     print(f"llm of {sum(p.numel() for p in model.parameters()):,} parameters", flush=True)
     return model
-
-
-def _batches(
-    config: LlmConfig, world: World, prompts: Prompts, encoder: Encoder, rng: np.random.Generator
-) -> Iterator[Batch]:
-    """Endless fresh examples, drawn 16 batches at a time and sorted by length."""
-    tasks, shares = list(TASK_SHARES), list(TASK_SHARES.values())
-    while True:
-        pairs = []
-        for _ in range(16 * config.batch_size):
-            task = str(rng.choice(tasks, p=shares))
-            prompt = prompts.sample(rng, task, config.variants)
-            example = examples_of(world.sample(rng, "train"), task, prompt, int(rng.integers(1 << 16)))
-            num_pads = int(rng.integers(1, config.max_pads + 1)) if rng.random() < config.padded else 0
-            pairs.append((encoder.prompt_ids(example, num_pads), encoder.answer_ids(example)))
-        for rows in bucketed(np.array([len(p) + len(a) for p, a in pairs]), config.batch_size, rng):
-            yield _collate([pairs[row] for row in rows])
-
-
-def _collate(pairs: list[tuple[list[int], list[int]]]) -> Batch:
-    width = max(len(prompt) + len(answer) for prompt, answer in pairs)
-    ids_BL = torch.zeros(len(pairs), width, dtype=torch.long)
-    mask_BL = torch.zeros_like(ids_BL)
-    labels_BL = torch.full_like(ids_BL, IGNORED)
-    for row, (prompt, answer) in enumerate(pairs):
-        length = len(prompt) + len(answer)
-        ids_BL[row, :length] = torch.tensor(prompt + answer)
-        mask_BL[row, :length] = 1
-        labels_BL[row, len(prompt) : length] = torch.tensor(answer)
-    return Batch(ids_BL, mask_BL, labels_BL)
 
 
 def _loss(model: LlamaForCausalLM, batch: Batch, alpha: float) -> torch.Tensor:

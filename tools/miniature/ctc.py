@@ -1,6 +1,6 @@
-"""Characters by CTC at 25 Hz: what trains the miniature's speech encoder, and how its quality is told.
+"""Characters and words by CTC at 25 Hz: what trains the miniature's speech encoder, and how its quality is told.
 
-Shape letters: B items, T encoder frames (50 Hz), P pooled frames (25 Hz), E encoder width, V characters.
+Shape letters: B items, T encoder frames (50 Hz), P pooled frames (25 Hz), E encoder width, V labels.
 """
 
 from __future__ import annotations
@@ -28,20 +28,38 @@ class CtcBatch(NamedTuple):
 
 
 class CtcHead(torch.nn.Linear):
-    """Character scores from encoder frames, two frames averaged first."""
+    """Scores of labels, characters or words, from encoder frames, two frames averaged first."""
 
-    def __init__(self, width: int) -> None:
-        super().__init__(width, len(CHARACTERS))
+    def __init__(self, width: int, labels: list[str] = CHARACTERS, separator: str = "") -> None:
+        super().__init__(width, len(labels))
+        self.labels, self.separator = labels, separator
+        self._row = {label: row for row, label in enumerate(labels)}
+
+    def loss(self, scores_BPV: torch.Tensor, lengths_B: torch.Tensor, texts: list[str]) -> torch.Tensor:
+        """The CTC loss a label, averaged over utterances."""
+        labels = [[self._row[label] for label in (text.split() if self.separator else text)] for text in texts]
+        flat = torch.tensor([label for row in labels for label in row])
+        sizes_B = torch.tensor([len(row) for row in labels])
+        log_probs_PBV = scores_BPV.float().log_softmax(-1).transpose(0, 1)
+        return ctc_loss(log_probs_PBV, flat, lengths_B, sizes_B, zero_infinity=True)
+
+    def texts(self, scores_BPV: torch.Tensor, lengths_B: torch.Tensor) -> list[str]:
+        """Best path: repeats merged, blanks dropped."""
+        texts = []
+        for path_P, length in zip(scores_BPV.argmax(-1), lengths_B, strict=True):
+            merged = torch.unique_consecutive(path_P[:length]).tolist()
+            texts.append(self.separator.join(self.labels[row] for row in merged if row != 0))
+        return texts
 
     def save(self, folder: Path) -> None:
         """Write ``ctc_head.safetensors`` and ``ctc_vocabulary.json`` beside the encoder."""
         tensors = {name: tensor.half().contiguous() for name, tensor in self.state_dict().items()}
         save_file(tensors, folder / "ctc_head.safetensors")
-        (folder / "ctc_vocabulary.json").write_text(json.dumps(CHARACTERS) + "\n", encoding="utf-8")
+        (folder / "ctc_vocabulary.json").write_text(json.dumps(self.labels) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> CtcHead:
-        """The head that :meth:`save` wrote."""
+        """The head of characters that :meth:`save` wrote."""
         tensors = {name: tensor.float() for name, tensor in load_file(folder / "ctc_head.safetensors").items()}
         head = cls(tensors["weight"].shape[1])
         head.load_state_dict(tensors)
@@ -57,25 +75,6 @@ def pool_pairs(hidden_BTE: torch.Tensor, mask_BT: torch.Tensor) -> tuple[torch.T
     summed_BPE = (hidden_BTE * weight_BT1).view(batch, -1, 2, width).sum(2)
     counts_BP1 = weight_BT1.view(batch, -1, 2, 1).sum(2)
     return summed_BPE / counts_BP1.clamp(min=1), (mask_BT.sum(1) + 1) // 2
-
-
-def ctc_of(scores_BPV: torch.Tensor, lengths_B: torch.Tensor, texts: list[str]) -> torch.Tensor:
-    """The CTC loss a character, averaged over utterances."""
-    index = {character: row for row, character in enumerate(CHARACTERS)}
-    labels = [[index[character] for character in text] for text in texts]
-    flat = torch.tensor([label for row in labels for label in row])
-    sizes_B = torch.tensor([len(row) for row in labels])
-    log_probs_PBV = scores_BPV.float().log_softmax(-1).transpose(0, 1)
-    return ctc_loss(log_probs_PBV, flat, lengths_B, sizes_B, zero_infinity=True)
-
-
-def greedy_texts(scores_BPV: torch.Tensor, lengths_B: torch.Tensor) -> list[str]:
-    """Best path: repeats merged, blanks dropped."""
-    texts = []
-    for path_P, length in zip(scores_BPV.argmax(-1), lengths_B, strict=True):
-        merged = torch.unique_consecutive(path_P[:length]).tolist()
-        texts.append("".join(CHARACTERS[row] for row in merged if row != 0))
-    return texts
 
 
 def word_errors(reference: str, hypothesis: str) -> int:

@@ -138,7 +138,7 @@ def leave_ranks() -> None:
 
 def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
     """The element-wise sum over ranks of a small CPU tensor, in float64."""
-    values = values.to(torch.float64)
+    values = values.to(torch.float64, copy=True)
     if dist.is_initialized() and dist.get_world_size() > 1:
         on_device = values.to(device)
         dist.all_reduce(on_device)

@@ -1,0 +1,192 @@
+"""From a plan to tensors: padding, counts, lanes, resuming, and verified reading."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sm_train.data import shards
+from sm_train.data.batches import Columns, Loader, SpeechItems, Step
+from sm_train.data.plan import Position
+from sm_train.data.target_set import TargetSet
+from sm_train.errors import UserError
+from tests import training
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return training.shard_set(tmp_path_factory.mktemp("batches") / "shards")
+
+
+@pytest.fixture(scope="module")
+def items(root: Path) -> SpeechItems:
+    return SpeechItems(root, TargetSet(root, training.TARGET), ["train"])
+
+
+def counts(columns: Columns) -> Columns:
+    return {"frames": columns["num_frames"], "tokens": columns["num_tokens"], "none": 0 * columns["num_tokens"]}
+
+
+def loader(items: SpeechItems, rank: int = 0, world_size: int = 1, seed: int = 0) -> Loader:
+    return Loader(items, counts, seed, training.FRAMES, training.LANES, rank, world_size)
+
+
+def first(made: Loader, count: int, position: Position | None = None) -> list[Step]:
+    return list(itertools.islice(made.steps(position or Position(0, 0)), count))
+
+
+def ordinals(step: Step) -> dict[int, list[int]]:
+    return {lane: batch.ordinals.tolist() for lane, batch in step.batches}
+
+
+def test_only_the_asked_splits_are_items(root: Path, items: SpeechItems) -> None:
+    split_of = items.utterances.column("split").to_pylist()
+    assert len(items) == 52
+    assert {split_of[o] for o in items.ordinals} == {"train"}
+    assert items.ids == [f"utt-{o:03d}" for o in items.ordinals]
+    both = SpeechItems(root, items.targets, ["train", "valid"])
+    assert len(both) == 60
+    with pytest.raises(UserError, match="no utterance in split 'dev'; it has: train, valid"):
+        SpeechItems(root, items.targets, ["dev"])
+
+
+def test_a_micro_batch_is_the_samples_and_zeros_and_pads(items: SpeechItems) -> None:
+    chosen = np.array([5, 0, 17])
+    batch = items.collate(chosen)
+    frames, tokens = batch.num_frames_B.tolist(), batch.num_tokens_B.tolist()
+    assert len(set(frames)) == 3
+    assert batch.feats_BTE.shape == (3, max(frames), training.E)
+    assert batch.token_rows_BL.shape == (3, max(tokens))
+    assert batch.feats_BTE.dtype == torch.float16
+    assert frames == items.columns["num_frames"][chosen].tolist()
+    assert tokens == items.columns["num_tokens"][chosen].tolist()
+    assert batch.ordinals.tolist() == items.ordinals[chosen].tolist()
+    for b, item in enumerate(chosen):
+        ordinal = int(items.ordinals[item])
+        feats_TE = items.feats[ordinal]["feats"]
+        assert np.array_equal(batch.feats_BTE[b, : frames[b]].numpy(), feats_TE)
+        assert (batch.feats_BTE[b, frames[b] :] == 0).all()
+        text = " ".join(training.WORDS[r] for r in batch.token_rows_BL[b, : tokens[b]])
+        assert text == items.utterances.column("text")[ordinal].as_py()
+        assert (batch.token_rows_BL[b, tokens[b] :] == items.targets.pad_row).all()
+
+
+def test_counts_and_hours_of_a_step_cover_all_lanes(items: SpeechItems) -> None:
+    one_rank, of_two = first(loader(items), 6), first(loader(items, rank=1, world_size=2), 6)
+    for step, half in zip(one_rank, of_two, strict=True):
+        batches = [batch for _, batch in step.batches]
+        assert step.counts["frames"] == sum(int(b.num_frames_B.sum()) for b in batches)
+        assert step.counts["tokens"] == sum(int(b.num_tokens_B.sum()) for b in batches)
+        assert step.counts["none"] == 0
+        assert step.audio_s == pytest.approx(step.counts["frames"] / 25)
+        padded = sum(b.feats_BTE.shape[0] * b.feats_BTE.shape[1] for b in batches)
+        assert step.padding == pytest.approx(1 - step.counts["frames"] / padded)
+        assert (half.counts, half.audio_s, half.padding) == (step.counts, step.audio_s, step.padding)
+        assert len(half.batches) == 2
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_the_lanes_of_all_ranks_are_those_of_one(items: SpeechItems, world_size: int) -> None:
+    expected = [ordinals(step) for step in first(loader(items), 7)]
+    ranks = [first(loader(items, rank, world_size), 7) for rank in range(world_size)]
+    for i, step in enumerate(expected):
+        joined: dict[int, list[int]] = {}
+        for rank in ranks:
+            assert rank[i].position == ranks[0][i].position
+            assert not joined.keys() & ordinals(rank[i]).keys()
+            joined |= ordinals(rank[i])
+        assert joined == step
+
+
+def test_an_epoch_has_every_item_once_and_epochs_follow(items: SpeechItems) -> None:
+    steps = first(loader(items), 40)
+    seen: dict[int, list[int]] = {}
+    for step in steps:
+        seen.setdefault(step.position.epoch, []).extend(itertools.chain(*ordinals(step).values()))
+    whole = [epoch for epoch in seen if epoch + 1 in seen]
+    assert len(whole) >= 3
+    for epoch in whole:
+        assert sorted(seen[epoch]) == items.ordinals.tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_from_any_position_the_later_items_are_the_same(items: SpeechItems, world_size: int) -> None:
+    undisturbed = first(loader(items, world_size - 1, world_size), 12)
+    for begun, step in enumerate(undisturbed):
+        resumed = first(loader(items, world_size - 1, world_size), 12 - begun, step.position)
+        for one, other in zip(resumed, undisturbed[begun:], strict=True):
+            assert one.position == other.position
+            assert ordinals(one) == ordinals(other)
+
+
+def test_a_position_past_the_last_step_begins_the_next_epoch(items: SpeechItems) -> None:
+    steps = first(loader(items), 12)
+    last = next(i for i, step in enumerate(steps) if step.position.epoch == 1) - 1
+    past = Position(0, steps[last].position.step + 1)
+    assert first(loader(items), 1, past)[0].position == Position(1, 0)
+
+
+def test_ranks_that_do_not_divide_the_lanes_are_an_error(items: SpeechItems) -> None:
+    with pytest.raises(UserError, match=r"batch\.lanes is 4, which 3 ranks do not divide; take a multiple of 3"):
+        loader(items, world_size=3)
+
+
+def test_an_item_above_the_budget_is_named(items: SpeechItems) -> None:
+    longest = items.ids[int(items.columns["num_frames"].argmax())]
+    with pytest.raises(UserError, match=f"'{longest}'.*above the micro-batch budget of 20"):
+        Loader(items, counts, 0, 20, 4, 0, 1)
+
+
+def test_names_are_the_ids_of_the_lanes(items: SpeechItems) -> None:
+    made = loader(items)
+    step = first(made, 3)[2]
+    ids = [f"utt-{o:03d}" for o in ordinals(step)[1] + ordinals(step)[3]]
+    assert made.names(step.position, [1, 3], most=100) == ", ".join(ids)
+    assert made.names(step.position, [1, 3], most=2) == f"{ids[0]}, {ids[1]} and {len(ids) - 2} more"
+
+
+def copy_of(root: Path, folder: Path) -> Path:
+    shutil.copytree(root, folder / "shards")
+    return folder / "shards"
+
+
+@pytest.mark.parametrize("place", ["part-0000000", f"targets/{training.TARGET}/part-0000000"])
+def test_a_flipped_bit_is_an_error_that_names_the_utterance(root: Path, tmp_path: Path, place: str) -> None:
+    damaged = copy_of(root, tmp_path)
+    shard = damaged / place / "shard.00000.mds"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1  # in the last sample's last column
+    shard.write_bytes(data)
+    items = SpeechItems(damaged, TargetSet(damaged, training.TARGET), ["train", "valid"])
+    items.collate(np.array([0, 58]))
+    with pytest.raises(UserError, match=r"shard\.00000\.mds: the bytes of utterance 'utt-059' are not those"):
+        items.collate(np.array([0, 59]))
+
+
+def test_a_flipped_bit_in_the_embedding_is_an_error(root: Path, tmp_path: Path) -> None:
+    damaged = copy_of(root, tmp_path)
+    path = damaged / "targets" / training.TARGET / "embedding.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=r"embedding\.safetensors is not what was committed"):
+        TargetSet(damaged, training.TARGET)
+
+
+def test_targets_of_another_state_of_the_set_are_an_error(root: Path, tmp_path: Path) -> None:
+    grown = copy_of(root, tmp_path)
+    dataset = json.loads((grown / shards.DATASET).read_text())
+    (grown / shards.DATASET).write_text(json.dumps({**dataset, "part_hashes": "other"}))
+    with pytest.raises(UserError, match=f"utterances is '{dataset['part_hashes']}' there, but 'other'"):
+        TargetSet(grown, training.TARGET)
+
+
+def test_a_target_set_that_is_not_there_is_an_error_that_lists_the_others(root: Path) -> None:
+    with pytest.raises(UserError, match="no complete target set 'llama'; it has: words"):
+        TargetSet(root, "llama")

@@ -1,0 +1,161 @@
+"""Checkpoints: whole or absent under a stop at every file-system call, and fenced by attempts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from sm_train.data.plan import Position
+from sm_train.errors import UserError
+from sm_train.train import checkpoint
+from sm_train.train.engines.base import TrainState
+from tests.training import assert_equal, fail_at_call
+
+DESCRIPTION = {"model_type": "speech_mapper"}
+
+
+class Stop(BaseException):
+    """Stands for the death of the process."""
+
+
+def made(step: int, best_wer: float | None = 0.5) -> checkpoint.Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    tensors = [{name: torch.randn(3, 2, generator=generator) for name in ("a.weight", "b.weight")} for _ in range(3)]
+    state = TrainState(*tensors, adam_step=step - 1, scaler={"cur_scale": 2.0**step})
+    return checkpoint.Checkpoint(state, step, Position(step // 10, step % 10), {"seed": 3, "widths": [1, 2]}, best_wer)
+
+
+def assert_same(one: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> None:
+    for kind in ("weights", "exp_avg", "exp_avg_sq"):
+        assert_equal(getattr(one.state, kind), getattr(other.state, kind))
+    assert (one.state.adam_step, one.state.scaler) == (other.state.adam_step, other.state.scaler)
+    assert (one.global_step, one.position, one.contract, one.best_wer) == (
+        other.global_step, other.position, other.contract, other.best_wer,
+    )  # fmt: skip
+
+
+def save(run: Path, step: int, attempt: int = 1, *, is_best: bool = False, keep: int = 2) -> None:
+    checkpoint.save(run, attempt, made(step), DESCRIPTION, is_best=is_best, keep=keep)
+
+
+def pointed(link: Path | None) -> checkpoint.Checkpoint:
+    assert link is not None
+    return checkpoint.load(link)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    assert checkpoint.begin_attempt(tmp_path) == 1
+    return tmp_path
+
+
+def steps(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir() if not path.is_symlink())
+
+
+def test_a_checkpoint_comes_back_as_it_was(run: Path) -> None:
+    assert checkpoint.latest(run) is None
+    assert checkpoint.best(run) is None
+    save(run, 13)
+    assert_same(pointed(checkpoint.latest(run)), made(13))
+    assert_same(checkpoint.load(run / "checkpoints" / "step-13"), made(13))
+    assert json.loads((run / "checkpoints/latest/config.json").read_text()) == DESCRIPTION
+    names = {"config.json", "mapper.safetensors", "moments.safetensors", "state.json"}
+    assert {path.name for path in (run / "checkpoints" / "step-13").iterdir()} == names
+
+
+def test_latest_and_best_point_at_their_steps_and_the_rest_goes(run: Path) -> None:
+    save(run, 2, is_best=True)
+    for step in (4, 6, 8, 10):
+        save(run, step)
+    assert os.readlink(run / "checkpoints/latest") == "step-10"
+    assert os.readlink(run / "checkpoints/best") == "step-2"
+    assert steps(run) == ["step-10", "step-2", "step-8"]
+    save(run, 12, is_best=True, keep=1)
+    assert steps(run) == ["step-12"]
+    assert_same(pointed(checkpoint.best(run)), made(12))
+
+
+def test_without_validation_the_best_is_the_latest(run: Path) -> None:
+    save(run, 2)
+    save(run, 4)
+    assert_same(pointed(checkpoint.best(run)), made(4))
+
+
+def test_a_moved_run_folder_keeps_its_links(run: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    save(run, 2)
+    moved = tmp_path_factory.mktemp("moved") / "run"
+    run.rename(moved)
+    assert_same(pointed(checkpoint.latest(moved)), made(2))
+
+
+def test_a_stop_at_any_call_of_a_save_leaves_the_previous_or_the_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(name: str) -> None:
+        raise Stop(name)
+
+    seen = []
+    for call in range(1000):
+        run = tmp_path / str(call)
+        checkpoint.begin_attempt(run)
+        save(run, 1)
+        save(run, 2, is_best=True, keep=1)
+        with fail_at_call(monkeypatch, call, stop) as calls:
+            try:
+                save(run, 3, is_best=True, keep=1)
+            except Stop:
+                pass
+            else:
+                break
+        assert len(calls) == call + 1
+        whole = pointed(checkpoint.latest(run))
+        assert_same(whole, made(whole.global_step))
+        best = pointed(checkpoint.best(run))
+        assert_same(best, made(best.global_step))
+        assert whole.global_step <= best.global_step  # never a latest whose best_wer no checkpoint has
+        seen.append(whole.global_step)
+        attempt = checkpoint.begin_attempt(run)  # the next attempt makes the same steps
+        save(run, 3, attempt, is_best=True, keep=1)
+        save(run, 4, attempt, keep=1)
+        assert_same(pointed(checkpoint.latest(run)), made(4))
+        assert_same(pointed(checkpoint.best(run)), made(3))
+        assert steps(run) == ["step-3", "step-4"]
+    assert len(seen) > 15
+    assert seen == sorted(seen)
+    assert set(seen) == {2, 3}
+
+
+def test_an_older_attempt_leaves_without_writing(run: Path) -> None:
+    save(run, 2)
+    assert checkpoint.begin_attempt(run) == 2
+    with pytest.raises(UserError, match="attempt 2 has begun since; attempt 1 leaves without writing"):
+        save(run, 4, attempt=1)
+    assert_same(pointed(checkpoint.latest(run)), made(2))
+    assert not (run / "checkpoints/step-4").exists()
+    save(run, 4, attempt=2)
+    assert_same(pointed(checkpoint.latest(run)), made(4))
+
+
+def test_the_step_that_latest_points_at_is_not_written_again(run: Path) -> None:
+    save(run, 2)
+    before = (run / "checkpoints/step-2").stat().st_ino
+    save(run, 2)
+    assert (run / "checkpoints/step-2").stat().st_ino == before
+
+
+@pytest.mark.parametrize("name", ["mapper.safetensors", "moments.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["missing", "short"])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(run: Path, name: str, damage: str) -> None:
+    save(run, 2)
+    path = run / "checkpoints/step-2" / name
+    data = path.read_bytes()
+    path.unlink()
+    if damage == "short":
+        path.write_bytes(data[: len(data) // 2])
+    with pytest.raises(UserError, match="step-2"):
+        pointed(checkpoint.latest(run))

@@ -1,0 +1,149 @@
+"""The batch plan: each item once, the budget kept, a multiple of G, pure, neighbours in length."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from sm_train.data import plan
+from sm_train.errors import UserError
+
+BUDGET, LANES = 600, 4
+
+
+@pytest.fixture(scope="module")
+def lengths() -> np.ndarray:
+    return np.random.default_rng(0).integers(4, 200, size=9001)
+
+
+def micro_batches(made: plan.EpochPlan) -> list[np.ndarray]:
+    return [made.micro_batch(step, lane) for step in range(made.num_steps) for lane in range(made.lanes)]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 4, 24, 48])
+@pytest.mark.parametrize("epoch", [0, 7])
+def test_each_item_stands_in_one_micro_batch_of_an_epoch(lengths: np.ndarray, lanes: int, epoch: int) -> None:
+    made = plan.plan_epoch(lengths, 3, epoch, BUDGET, lanes)
+    assert len(micro_batches(made)) == lanes * made.num_steps == len(made.bounds) - 1
+    assert sorted(np.concatenate(micro_batches(made)).tolist()) == list(range(len(lengths)))
+    assert all(len(items) for items in micro_batches(made))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_micro_batch_keeps_the_budget(lengths: np.ndarray, seed: int) -> None:
+    made = plan.plan_epoch(lengths, seed, 0, BUDGET, LANES)
+    costs = [lengths[items].max() * len(items) for items in micro_batches(made)]
+    assert max(costs) <= BUDGET
+    assert np.mean(costs) > 0.75 * BUDGET  # and does not waste it
+
+
+def test_a_step_is_the_micro_batches_of_its_lanes(lengths: np.ndarray) -> None:
+    made = plan.plan_epoch(lengths, 0, 0, BUDGET, LANES)
+    for step in (0, made.num_steps - 1):
+        joined = np.concatenate([made.micro_batch(step, lane) for lane in range(LANES)])
+        assert made.step_items(step).tolist() == joined.tolist()
+
+
+def test_equal_arguments_give_equal_plans(lengths: np.ndarray) -> None:
+    np.random.seed(1)
+    one = plan.plan_epoch(lengths, 3, 5, BUDGET, LANES)
+    np.random.seed(2)
+    other = plan.plan_epoch(lengths.copy(), 3, 5, BUDGET, LANES)
+    assert np.array_equal(one.items, other.items)
+    assert np.array_equal(one.bounds, other.bounds)
+
+
+@pytest.mark.parametrize(("seed", "epoch"), [(3, 6), (4, 5), (5, 3)])
+def test_another_epoch_or_seed_gives_other_steps(lengths: np.ndarray, seed: int, epoch: int) -> None:
+    def steps(made: plan.EpochPlan) -> set[frozenset[int]]:
+        return {frozenset(made.step_items(step).tolist()) for step in range(made.num_steps)}
+
+    one = steps(plan.plan_epoch(lengths, 3, 5, BUDGET, LANES))
+    other = steps(plan.plan_epoch(lengths, seed, epoch, BUDGET, LANES))
+    assert len(one & other) < 0.05 * len(one)
+
+
+def test_the_lanes_of_a_step_are_neighbours_in_length(lengths: np.ndarray) -> None:
+    made = plan.plan_epoch(lengths, 0, 0, BUDGET, LANES)
+    longest = np.array([lengths[items].max() for items in micro_batches(made)]).reshape(-1, LANES)
+    shuffled = np.random.default_rng(0).permutation(longest.ravel()).reshape(-1, LANES)
+    assert np.ptp(longest, axis=1).mean() < 0.02 * np.ptp(shuffled, axis=1).mean()
+
+
+def test_steps_come_in_random_order_of_length(lengths: np.ndarray) -> None:
+    made = plan.plan_epoch(lengths, 0, 0, BUDGET, LANES)
+    longest = np.array([lengths[made.step_items(step)].max() for step in range(made.num_steps)])
+    assert abs(np.corrcoef(longest[:-1], longest[1:])[0, 1]) < 0.2
+
+
+def test_lanes_take_turns_with_the_longest_of_a_step(lengths: np.ndarray) -> None:
+    made = plan.plan_epoch(lengths, 0, 0, BUDGET, LANES)
+    longest = np.array([lengths[items].max() for items in micro_batches(made)]).reshape(-1, LANES)
+    longest = longest[(longest == longest.max(axis=1, keepdims=True)).sum(axis=1) == 1]  # steps with one longest
+    shares = np.bincount(longest.argmax(axis=1), minlength=LANES) / len(longest)
+    assert len(longest) > 50
+    assert shares.min() > 0.1
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_the_cut_is_the_greedy_one(seed: int) -> None:
+    """Every run is as long as the budget lets it be, checked item by item."""
+    rng = np.random.default_rng(seed)
+    lengths, budget = rng.integers(1, 30, size=rng.integers(1, 60)), int(rng.integers(30, 120))
+    bounds = plan.cut(lengths, budget)
+    assert bounds[0] == 0
+    assert bounds[-1] == len(lengths)
+    for begin, end in itertools.pairwise(bounds):
+        assert end > begin
+        assert lengths[begin:end].max() * (end - begin) <= budget
+        if end < len(lengths):
+            assert lengths[begin : end + 1].max() * (end + 1 - begin) > budget
+
+
+def test_the_cut_leaves_an_item_above_the_budget_alone() -> None:
+    assert plan.cut(np.array([50, 50, 3]), 10) == [0, 1, 2, 3]
+    assert plan.cut(np.array([3, 3, 50, 3]), 10) == [0, 2, 3, 4]
+
+
+def test_at_most_lanes_minus_one_of_the_largest_are_halved() -> None:
+    lengths = np.full(70, 10)
+    made = plan.plan_epoch(lengths, 0, 0, 100, 4)  # 7 micro-batches of 10 items: one more is needed
+    assert sorted(len(items) for items in micro_batches(made)) == [5, 5] + [10] * 6
+
+
+def test_few_items_still_fill_the_lanes() -> None:
+    made = plan.plan_epoch(np.array([9, 8, 7, 6]), 0, 0, 1000, 4)
+    assert [len(items) for items in micro_batches(made)] == [1] * 4
+
+
+def test_fewer_items_than_lanes_is_an_error() -> None:
+    with pytest.raises(UserError, match="3 items cannot fill 4 lanes"):
+        plan.check(np.array([9, 8, 7]), 1000, 4)
+
+
+def test_an_item_above_the_budget_is_named() -> None:
+    with pytest.raises(UserError, match="item 'utt-b' has 101 padded frames, above the micro-batch budget of 100"):
+        plan.check(np.array([9, 101, 7]), 100, 2, ["utt-a", "utt-b", "utt-c"])
+    plan.check(np.array([9, 100, 7]), 100, 2, ["utt-a", "utt-b", "utt-c"])
+
+
+def test_items_that_cannot_be_cut_into_a_multiple_of_the_lanes_are_an_error() -> None:
+    with pytest.raises(UserError, match=r"5 items fill 5 micro-batches.*multiple of 4 lanes; raise batch\.frames"):
+        plan.plan_epoch(np.full(5, 60), 0, 0, 100, 4)
+
+
+def test_the_fingerprint_follows_everything_but_the_epoch(lengths: np.ndarray) -> None:
+    same = plan.fingerprint(lengths, 1, BUDGET, LANES)
+    assert same == plan.fingerprint(lengths.astype(np.int32), 1, BUDGET, LANES)
+    longer = lengths.copy()
+    longer[17] += 1
+    others = [
+        plan.fingerprint(lengths, 2, BUDGET, LANES),
+        plan.fingerprint(lengths, 1, BUDGET + 1, LANES),
+        plan.fingerprint(lengths, 1, BUDGET, LANES + 1),
+        plan.fingerprint(lengths[:-1], 1, BUDGET, LANES),
+        plan.fingerprint(longer, 1, BUDGET, LANES),
+    ]
+    assert len({same, *others}) == 6
