@@ -28,7 +28,7 @@ KERNEL, STRIDE, PADDING = 6, 2, 2
 
 @dataclass(frozen=True)
 class MapperConfig:
-    """The mapper's shape. The defaults are the paper's size with the norm and positions that train best."""
+    """The mapper's shape. The defaults are the paper's size with what trains best on the miniature."""
 
     widths: list[int] = config.key([1024, 2048, 4096], "widths: encoder, second block, head")
     layers: int = config.key(6, "Transformer layers of each block")
@@ -36,7 +36,7 @@ class MapperConfig:
     feed_forward: int = config.key(2048, "width of the feed-forward layers")
     dropout: float = config.key(0.1, "dropout of attention, feed-forward and residual paths")
     norm: str = config.key("pre", "pre | post (the paper's) layer norm")
-    positions: str = config.key("rotary", "rotary | sinusoidal (the paper's)")
+    positions: str = config.key("sinusoidal", "sinusoidal (the paper's) | rotary")
     activation: str = config.key("gelu", "gelu | relu (the paper's)")
 
     def __post_init__(self) -> None:

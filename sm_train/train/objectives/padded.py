@@ -29,7 +29,7 @@ class PaddedConfig:
     """Weights and scale of the padded objective."""
 
     alpha: float = config.key(5.0, "weight of the words' squared error; the pads' is 10 - alpha")
-    gamma: float = config.key(1.0, "weight of the cosine (the paper: 100, with mse: sum)")
+    gamma: float = config.key(20.0, "weight of the cosine (the paper: 100, with mse: sum)")
     mse: str = config.key(
         "relative", "relative: divided by the targets' mean square | sum: over the width (the paper's)"
     )
