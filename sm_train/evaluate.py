@@ -22,6 +22,7 @@ from sm_train.models.speech import CtcHead
 from sm_train.prompts import read_prompts
 from sm_train.scoring import scores, showcase
 from sm_train.scoring.answers import Utterances, answer_all, questions_about
+from sm_train.scoring.decode import TRIMS
 from sm_train.scoring.report import build_report
 from sm_train.scoring.systems import STAGE_1, Cascade, Mapped, System, Topline
 from sm_train.train import checkpoint
@@ -51,6 +52,13 @@ class EvaluateConfig:
     threads: int = config.key(2, "CPU threads")
     audio_root: str | None = config.key(None, "folder that the manifest's audio paths start at; null: no players")
     examples: int = config.key(4, "utterances of each split to show in the report")
+
+    def __post_init__(self) -> None:
+        if self.trim not in TRIMS:
+            raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
+        for name in ("max_new_tokens", "batch_size", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
 
 def run(cfg: EvaluateConfig) -> None:
@@ -101,7 +109,8 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, found: Path) -> None:
     scores.write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
     scores.write_results(folder / "results.json", scores.score(hypotheses, cfg.normaliser))
     shown = showcase.examples(utterances, hypotheses, cfg.audio_root, cfg.examples)
-    build_report(folder, shown, showcase.picture(utterances, mapped), folder / "metrics.jsonl")
+    metrics = folder / "metrics.jsonl"
+    build_report(folder, shown, showcase.picture(utterances, mapped), metrics if metrics.exists() else None)
 
 
 def main(argv: list[str]) -> None:

@@ -32,7 +32,9 @@ class FrozenLlm:
 
     def __init__(self, cfg: LlmConfig) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        logging.disable_progress_bar()
         folder = checkpoints.resolve(cfg.path, cfg.revision, "LLM")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         placement = {"device_map": cfg.device_map} if cfg.device_map else {}
