@@ -14,7 +14,10 @@ import torch
 
 from sm_train import config, files
 from sm_train.data import manifest
+from sm_train.data.mds import file_digest
+from sm_train.data.shards import DATASET, require_same
 from sm_train.data.target_set import TargetSet
+from sm_train.data.text import NORMALISERS
 from sm_train.errors import UserError, run_command
 from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.mapper import SpeechMapper
@@ -28,6 +31,7 @@ from sm_train.scoring.systems import STAGE_1, Cascade, Mapped, System, Topline
 from sm_train.train import checkpoint
 
 DONE = "evaluation.json"
+FROZEN = ("encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id", "embedding_hash")
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.trim not in TRIMS:
             raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
+        if self.normaliser not in NORMALISERS:
+            raise ValueError(f"normaliser is {self.normaliser!r}; it must be one of {', '.join(NORMALISERS)}")
         for name in ("max_new_tokens", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -65,14 +71,30 @@ def run(cfg: EvaluateConfig) -> None:
     """Evaluate, score, report; an evaluation that is there already is only shown."""
     folder = Path(cfg.run)
     found = find_checkpoint(folder, cfg.checkpoint)
-    asked = {"config": config.fingerprint(cfg), "checkpoint": files.read_json(found / "state.json")["global_step"]}
-    if (folder / DONE).exists() and files.read_json(folder / DONE) == asked:
+    asked = _described(cfg, found)
+    outputs = [folder / name for name in (DONE, "results.json", "hypotheses.jsonl", "report.html")]
+    if all(path.exists() for path in outputs) and files.read_json(folder / DONE) == asked:
         print(f"{folder}: evaluated already")
     else:
+        (folder / DONE).unlink(missing_ok=True)
         _evaluate(cfg, folder, found)
         files.write_json(folder / DONE, asked)
     print(scores.table(scores.read_results(folder / "results.json")))
     print(f"report: {folder / 'report.html'}")
+
+
+def _described(cfg: EvaluateConfig, found: Path) -> dict[str, str]:
+    """What an evaluation's results follow from: config, mapper, shards, targets, tasks, prompts."""
+    target = Path(cfg.shards) / "targets" / cfg.target
+    paths = {
+        "mapper": found / "mapper.safetensors",
+        "shards": Path(cfg.shards) / DATASET,
+        "targets": target / DATASET,
+        "instructions": Path(cfg.instructions),
+        "prompts": Path(cfg.prompts),
+    }
+    digests = {name: file_digest(path) if path.is_file() else "" for name, path in paths.items()}
+    return {"config": config.fingerprint(cfg), **digests}
 
 
 def find_checkpoint(run: Path, name: str) -> Path:
@@ -93,13 +115,18 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, found: Path) -> None:
     utterances = Utterances(Path(cfg.shards), cfg.splits)
     tasks, prompts = manifest.read_instructions(Path(cfg.instructions)), read_prompts(Path(cfg.prompts))
     questions = questions_about(utterances, tasks, prompts, cfg.prompt_group, cfg.seed)
+    trained_on = files.read_json(found / "state.json")["contract"]
+    read_here = {**files.read_json(Path(cfg.shards) / DATASET), **targets.contract}
+    fields = [name for name in FROZEN if name in trained_on]
+    require_same(
+        {name: read_here[name] for name in fields},
+        {name: trained_on[name] for name in fields},
+        str(found),
+        "evaluate on features and targets of the encoder and LLM that the mapper was trained for",
+    )
     llm = FrozenLlm(cfg.llm)
+    llm.require_embeddings(targets)
     mapper = SpeechMapper.from_pretrained(found)
-    if mapper.output_width != llm.embeddings.weight.shape[1]:
-        raise UserError(
-            f"mapper {found} maps into {mapper.output_width} dimensions, but LLM {cfg.llm.path} has "
-            f"{llm.embeddings.weight.shape[1]}; name the LLM that its targets came from"
-        )
     mapped = Mapped(mapper, targets, cfg.trim, llm.device, STAGE_1)
     systems: list[System] = [Topline(llm, targets.contract["normaliser"])]
     if cfg.cascade:

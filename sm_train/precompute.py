@@ -144,7 +144,7 @@ def _check_quarantine(cfg: PrecomputeConfig, root: Path, units: Sequence[Unit]) 
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in rows).most_common())
     print(
-        f"{root}: {len(rows)} of {num_utterances} utterances quarantined ({reasons}); see quarantine.parquet",
+        f"{root}: {len(rows)} of {num_utterances} utterances quarantined ({reasons})",
         flush=True,
     )
     if len(rows) > cfg.max_quarantined_share * num_utterances:
@@ -152,7 +152,8 @@ def _check_quarantine(cfg: PrecomputeConfig, root: Path, units: Sequence[Unit]) 
         raise UserError(
             f"{len(rows)} of {num_utterances} utterances are quarantined ({reasons}), above max_quarantined_share "
             f"{cfg.max_quarantined_share:g}; the first is {first['id']!r}: {first['detail']}. "
-            "Mend the corpus and run again with retry_quarantined=true, or raise max_quarantined_share and run again"
+            "Mend the audio files and run again with retry_quarantined=true, or raise max_quarantined_share and run "
+            "again (a changed manifest needs another out folder)"
         )
 
 

@@ -127,19 +127,20 @@ def _begin(
 
 
 def _contract(cfg: PretrainConfig, loader: Loader, items: SpeechItems) -> dict[str, Any]:
-    """What a run must go on with unchanged: everything that its weights follow from but the number of steps."""
+    """What a run must go on with unchanged; ranks, engine and precision may change, and the number of steps."""
     sections = {name: config.to_mapping(getattr(cfg, name)) for name in ("mapper", "objective", "schedule")}
     values = {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
     optimizer = {
         f"engine.{name}": getattr(cfg.engine, name) for name in ("beta1", "beta2", "eps", "weight_decay", "clip")
     }
-    frozen = {name: items.dataset[name] for name in ("encoder", "encoder_revision", "layer", "pool")}
+    frozen = {name: items.dataset[name] for name in ("encoder", "encoder_revision", "encoder_hash", "layer", "pool")}
     of_llm = {
         name: items.targets.contract[name]
         for name in ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
     }
     shard_hash = {"shards": items.dataset["part_hashes"]}
-    plan = {"batch.frames": cfg.batch.frames, "batch.lanes": cfg.batch.lanes, "seed": cfg.seed, "splits": cfg.splits}
+    plan: dict[str, Any] = {f"batch.{name}": value for name, value in config.to_mapping(cfg.batch).items()}
+    plan |= {"seed": cfg.seed, "splits": cfg.splits}
     # The fingerprint's name comes last, so that a difference is reported by the setting that makes it.
     plan["utterance_plan"] = loader.fingerprint
     return {**plan, **values, **optimizer, **frozen, **of_llm, **shard_hash}

@@ -19,7 +19,7 @@ class Utterance:
 
     id: str
     audio: str
-    """Path or URI; a relative path is relative to the manifest's folder."""
+    """A path, relative to the manifest's folder unless it is absolute."""
     start_s: float
     duration_s: float
     text: str

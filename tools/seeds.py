@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from sm_train.errors import UserError, run_command
+from sm_train.files import write_text
 from sm_train.scoring.scores import Result, read_results
 
 FOLDER = Path("runs/seeds")
@@ -57,7 +58,7 @@ def main(argv: list[str]) -> None:
     if not seeds or len(seeds) + len(overrides) != len(argv):
         raise UserError("usage: python -m tools.seeds SEED [SEED ...] [key=value ...]")
     text = table([run_seed(seed, overrides) for seed in seeds])
-    (FOLDER / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_text(FOLDER / "table.md", text + "\n")
     print(text)
 
 

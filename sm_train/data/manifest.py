@@ -102,8 +102,10 @@ def read_instructions(path: Path) -> list[Task]:
                 raise UserError(f"{where}: variables {variables!r} are not a JSON object ({error})") from None
         if not isinstance(variables, dict):
             raise UserError(f"{where}: variables {row['variables']!r} are not a JSON object")
+        if not row["answer"]:
+            raise UserError(f"{where}: the answer is empty; every task needs one to be scored against")
         texts = {str(name): str(value) for name, value in variables.items()}
-        tasks.append(Task(row["utterance_id"], row["task"], texts, row["target_lang"], row["answer"] or ""))
+        tasks.append(Task(str(row["utterance_id"]), row["task"], texts, row["target_lang"] or "en", str(row["answer"])))
     return tasks
 
 

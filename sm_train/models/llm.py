@@ -12,8 +12,12 @@ import torch
 from torch import Tensor
 
 from sm_train import config
+from sm_train.data.target_set import TargetSet
+from sm_train.errors import UserError
 from sm_train.models import checkpoints
 from sm_train.models.speech import pick_device
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,10 @@ class LlmConfig:
     device: str = config.key("auto", "auto | cpu | cuda")
     device_map: str | None = config.key(None, "auto spreads the layers over the GPUs of one node")
 
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise ValueError(f"llm.dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
+
 
 class FrozenLlm:
     """A causal LLM that continues prompts given as input embeddings."""
@@ -35,10 +43,14 @@ class FrozenLlm:
         from transformers.utils import logging
 
         logging.disable_progress_bar()
+        self.path = cfg.path
         folder = checkpoints.resolve(cfg.path, cfg.revision, "LLM")
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
         placement = {"device_map": cfg.device_map} if cfg.device_map else {}
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, cfg.dtype), **placement)
+        try:
+            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, cfg.dtype), **placement)
+        except (OSError, ValueError) as error:
+            raise UserError(f"LLM {cfg.path} cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from None
         if not cfg.device_map:
             self.model.to(pick_device(cfg.device))
         self.model.eval().requires_grad_(False)
@@ -53,6 +65,16 @@ class FrozenLlm:
         with torch.inference_mode():
             vectors: Tensor = self.embeddings(torch.tensor(list(ids), dtype=torch.long, device=self.device))
         return vectors
+
+    def require_embeddings(self, targets: TargetSet) -> None:
+        """Raises UserError unless this LLM embeds the targets' tokens as the targets have them."""
+        own_RD = self.embed(targets.token_ids.tolist()[:512]).float().cpu()
+        theirs_RD = targets.rows_RD[:512].to(self.dtype).float()
+        if own_RD.shape != theirs_RD.shape or not torch.allclose(own_RD, theirs_RD, rtol=1e-2, atol=1e-3):
+            raise UserError(
+                f"LLM {self.path} does not embed tokens as target set {targets.root} has them; "
+                f"name the LLM that the targets came from ({targets.contract['llm']})"
+            )
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Tensor], max_new_tokens: int) -> list[str]:

@@ -43,6 +43,11 @@ class MapperConfig:
         for name, allowed in (("norm", NORMS), ("positions", POSITIONS), ("activation", tuple(ACTIVATIONS))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"mapper.{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}")
+        for name in ("layers", "heads", "feed_forward"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mapper.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"mapper.dropout is {self.dropout:g}; it must lie in [0, 1)")
         if len(self.widths) != 3:
             raise ValueError(
                 f"mapper.widths has {len(self.widths)} entries; it needs three: encoder, second block, head"

@@ -76,8 +76,6 @@ class SpeechEncoder:
         settings.add_adapter = False
         self.width: int = settings.hidden_size
         self.device = torch.device(pick_device(encoder.device))
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"encoder.device is {encoder.device!r}, but torch sees no GPU here; use auto or cpu")
         self.dtype = getattr(torch, encoder.dtype)
         with torch.device("meta"):
             model = SeamlessM4Tv2SpeechEncoder(settings)
@@ -136,10 +134,19 @@ def mean_pool(frames_TE: torch.Tensor, pool: int) -> torch.Tensor:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` becomes cuda where there is one."""
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    """``auto`` becomes cuda where there is one.
+
+    Raises:
+        UserError: torch has no such device here.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
+        raise UserError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device is {name!r}, but torch sees no GPU here; use auto or cpu")
+    return name
 
 
 class CtcHead:

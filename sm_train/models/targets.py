@@ -21,7 +21,7 @@ from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.lengths import num_positions
 from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER
-from sm_train.data.text import normalise
+from sm_train.data.text import NORMALISERS, normalise
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
 from sm_train.records import Quarantined
@@ -40,6 +40,10 @@ class TargetConfig:
         None, "the token that fills the positions after the text; null takes the tokenizer's own"
     )
     normaliser: str = config.key("mms", "how transcripts are normalised before they are tokenised: mms | none")
+
+    def __post_init__(self) -> None:
+        if self.normaliser not in NORMALISERS:
+            raise ValueError(f"targets: normaliser is {self.normaliser!r}; it must be one of {', '.join(NORMALISERS)}")
 
 
 class Tokenizer:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sm_train import files
 from sm_train.errors import UserError
 from sm_train.scoring.fragments import TOPLINE, Example, example_card, mistakes, score_table, task_name
 from sm_train.scoring.pictures import Floats, Projection, curve_svg, projection_svg
@@ -68,9 +68,7 @@ def build_report(
         footnotes=_footnotes(results),
     )
     path = run_folder / "report.html"
-    aside = run_folder / f".report.html.{os.getpid()}.aside"
-    aside.write_text(page, encoding="utf-8")
-    os.replace(aside, path)
+    files.write_text(path, page)
     return path
 
 

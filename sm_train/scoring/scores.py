@@ -10,7 +10,6 @@ sum. An utterance asked twice (two questions, two prompts) is drawn as one.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
+from sm_train import files
 from sm_train.data.text import normalise
 from sm_train.errors import UserError
 
@@ -212,12 +212,12 @@ def table(results: Sequence[Result]) -> str:
 
 def write_results(path: Path, results: Iterable[Result]) -> None:
     """results.json at ``path``, whole or not at all."""
-    _write(path, json.dumps([result.to_dict() for result in results], ensure_ascii=False, indent=1) + "\n")
+    files.write_text(path, json.dumps([result.to_dict() for result in results], ensure_ascii=False, indent=1) + "\n")
 
 
 def write_hypotheses(path: Path, hypotheses: Iterable[Hypothesis]) -> None:
     """hypotheses.jsonl at ``path``, whole or not at all."""
-    _write(path, "".join(json.dumps(item.to_dict(), ensure_ascii=False) + "\n" for item in hypotheses))
+    files.write_text(path, "".join(json.dumps(item.to_dict(), ensure_ascii=False) + "\n" for item in hypotheses))
 
 
 def read_results(path: Path) -> list[Result]:
@@ -236,12 +236,3 @@ def read_hypotheses(path: Path) -> list[Hypothesis]:
         return [Hypothesis.from_dict(json.loads(line)) for line in lines if line.strip()]
     except (OSError, ValueError, TypeError, UserError) as error:
         raise UserError(f"{path}: no readable hypotheses ({error}); run the evaluation first") from None
-
-
-def _write(path: Path, text: str) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.aside")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -34,7 +34,7 @@ class Checkpoint:
     position: Position
     """The next step to take."""
     contract: dict[str, Any]
-    """Plan fingerprint, config hash, frozen models: compared on resume."""
+    """Plan, settings, frozen models: compared on resume."""
     best_wer: float | None
 
 

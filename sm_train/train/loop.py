@@ -1,4 +1,4 @@
-"""The training loop of both stages: it knows neither the objective nor how ranks talk.
+"""The training loop: it knows neither the objective nor how ranks talk.
 
 One step: every rank runs its lanes' micro-batches, one small all-reduce brings losses and flags together, and the
 weights move only if every loss is finite. The gradient of a step is the same for any number of ranks.

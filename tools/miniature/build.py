@@ -6,7 +6,6 @@ A part whose build.json names the same config is not made again. results.json an
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 
 from sm_train.config import fingerprint, key, load, to_mapping
 from sm_train.errors import run_command
+from sm_train.files import write_text
 from tools.miniature.build_encoder import build_encoder
 from tools.miniature.build_llm import build_llm
 from tools.miniature.chat import Prompts
@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
         _make(config, part, output / part, makers[part])
     built = [output / part / "build.json" for part in makers]
     rows = [row for path in built if path.is_file() for row in json.loads(path.read_text(encoding="utf-8"))["results"]]
-    _write(output / "results.json", json.dumps(rows, indent=1) + "\n")
-    _write(output / "CARD.md", CARD.read_text(encoding="utf-8").replace("{tables}", _tables(rows)))
+    write_text(output / "results.json", json.dumps(rows, indent=1) + "\n")
+    write_text(output / "CARD.md", CARD.read_text(encoding="utf-8").replace("{tables}", _tables(rows)))
 
 
 def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], list[Row]]) -> None:
@@ -75,7 +75,7 @@ def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], l
     rows = make(folder)
     for path in folder.iterdir():
         path.chmod(0o644)
-    _write(done, json.dumps({"fingerprint": fingerprint(asked), "config": asked, "results": rows}, indent=1) + "\n")
+    write_text(done, json.dumps({"fingerprint": fingerprint(asked), "config": asked, "results": rows}, indent=1) + "\n")
 
 
 def _tables(rows: list[Row]) -> str:
@@ -90,14 +90,6 @@ def _tables(rows: list[Row]) -> str:
         else:
             making.append(f"| {row['system']} | {row['task']}, {row['metric']} | {row['value']:,.4g} |")
     return "\n".join([*scores, "", *making])
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

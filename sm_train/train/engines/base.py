@@ -43,6 +43,8 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
             raise ValueError(f"engine.precision is {self.precision!r}; it must be one of {', '.join(DTYPES)}")
+        if self.threads < 1:
+            raise ValueError(f"engine.threads is {self.threads}; it must be at least 1")
         if self.zero_stage not in (1, 2):
             raise ValueError(f"engine.zero_stage is {self.zero_stage}; it must be 1 or 2")
 
