@@ -8,6 +8,7 @@ Joins the cluster that RAY_ADDRESS names; without it a Ray of its own starts on 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from sm_train.precompute import PrecomputeConfig, make_encoder, run
 from sm_train.records import Receipt, Unit
 
 _AHEAD = 2  # units an actor has at hand: one at work and the next
+_PATIENCE_S = 60.0  # after which waiting in vain for a place is said
 _PAUSE_S = 1.0  # before work is given again to an actor that could not be reached
 
 
@@ -76,7 +78,8 @@ def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Re
         num_cpus=cfg.threads, num_gpus=cfg.actor_gpus, max_restarts=-1, max_task_retries=-1,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cfg.threads)}},
     )  # fmt: skip
-    todo, placed, num_done = deque(units), set(), 0
+    todo, num_done = deque(units), 0
+    placed: set[Any] = set()
     flying: dict[Any, tuple[Any, Unit | None]] = {}
 
     def ask_for_a_place(actor: Any) -> None:
@@ -85,7 +88,15 @@ def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Re
     for _ in range(min(cfg.actors, len(units))):
         ask_for_a_place(actor_class.remote(cfg))
     while num_done < len(units):
-        (ref,), _ = ray.wait(list(flying), num_returns=1)
+        arrived, _ = ray.wait(list(flying), num_returns=1, timeout=_PATIENCE_S)
+        if not arrived:
+            if not placed:
+                wanted = f"{cfg.threads} CPUs and {cfg.actor_gpus:g} GPUs"
+                print(
+                    f"waiting: no node of the Ray cluster has {wanted} free for an actor", file=sys.stderr, flush=True
+                )
+            continue
+        (ref,) = arrived
         actor, unit = flying.pop(ref)
         try:
             receipt = ray.get(ref)

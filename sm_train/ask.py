@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sm_train import config, files
 from sm_train.data import audio
-from sm_train.data.lengths import num_positions
+from sm_train.data.lengths import shortest_samples
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError, run_command
 from sm_train.evaluate import find_checkpoint
@@ -39,6 +39,8 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
         samples_S = audio.load(recording)
     except audio.BadAudio as error:
         raise UserError(f"recording {recording}: {error.reason}: {error}") from None
+    if len(samples_S) < shortest_samples(frozen["pool"]):
+        raise UserError(f"recording {recording} is too short: {len(samples_S) / audio.SAMPLE_RATE_HZ:.2f} s")
     encoder = SpeechEncoder(
         EncoderConfig(frozen["encoder"], frozen["encoder_revision"], layer=frozen["layer"], pool=frozen["pool"])
     )
@@ -46,8 +48,6 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
     targets = TargetSet(Path(settings["shards"]), settings["target"])
     mapped = Mapped(SpeechMapper.from_pretrained(found), targets, settings["trim"], llm.device, STAGE_1)
     (feats_TE,) = encoder.encode([samples_S])
-    if num_positions(len(feats_TE)) < 1:
-        raise UserError(f"recording {recording} is too short: {len(samples_S) / audio.SAMPLE_RATE_HZ:.2f} s")
     heard = Heard(feats_TE.astype("float16"), "")
     return mapped.transcript(heard) or "", ask(llm, [message], [mapped.vectors(heard)], max_new_tokens)[0]
 

@@ -21,5 +21,5 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: the same command continues where this one stopped", file=sys.stderr)
+        print("interrupted: run the same command again", file=sys.stderr)
         raise SystemExit(130) from None

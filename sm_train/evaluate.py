@@ -31,7 +31,7 @@ from sm_train.scoring.systems import STAGE_1, Cascade, Mapped, System, Topline
 from sm_train.train import checkpoint
 
 DONE = "evaluation.json"
-FROZEN = ("encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id", "embedding_hash")
+FROZEN = ("encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id")
 
 
 @dataclass(frozen=True)
@@ -111,6 +111,7 @@ def find_checkpoint(run: Path, name: str) -> Path:
 
 def _evaluate(cfg: EvaluateConfig, folder: Path, found: Path) -> None:
     torch.set_num_threads(cfg.threads)
+    folder.mkdir(parents=True, exist_ok=True)
     targets = TargetSet(Path(cfg.shards), cfg.target)
     utterances = Utterances(Path(cfg.shards), cfg.splits)
     tasks, prompts = manifest.read_instructions(Path(cfg.instructions)), read_prompts(Path(cfg.prompts))

@@ -48,7 +48,7 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"file {path} does not exist") from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"file {path} is not JSON: {error}") from None
 
 

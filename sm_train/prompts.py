@@ -48,7 +48,11 @@ def read_prompts(path: Path) -> PromptSet:
     """
     prompts = config.read_yaml(path)
     for task, groups in prompts.items():
+        if not isinstance(groups, dict):
+            raise UserError(f"prompts {path}: {task} must map train and held_out to lists of messages")
         for group, messages in groups.items():
+            if not isinstance(messages, list) or not all(isinstance(message, str) for message in messages):
+                raise UserError(f"prompts {path}: {task}.{group} must be a list of messages")
             for message in messages:
                 require_speech(message, f"prompts {path}, {task}.{group}")
     return PromptSet(prompts)
@@ -91,5 +95,7 @@ def chat_halves(tokenizer: Any, message: str) -> tuple[list[int], list[int]]:
         turns = [{"role": "user", "content": message}]
         whole = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     before, _, behind = whole.partition(SPEECH)
-    prefix, suffix = (tokenizer(half, add_special_tokens=False)["input_ids"] for half in (before, behind))
-    return list(prefix), list(suffix)
+    prefix, suffix = (list(tokenizer(half, add_special_tokens=False)["input_ids"]) for half in (before, behind))
+    if not tokenizer.chat_template and tokenizer.bos_token_id is not None:
+        prefix.insert(0, tokenizer.bos_token_id)
+    return prefix, suffix

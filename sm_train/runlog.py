@@ -78,7 +78,11 @@ def write_environment(folder: Path, world_size: int) -> None:
     import torch
 
     here = Path(__file__).parent
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=False)
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        code = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:  # no git here
+        code = ""
     names = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "ray")
     environment = {
         "python": platform.python_version(),
@@ -86,7 +90,7 @@ def write_environment(folder: Path, world_size: int) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "cpus": os.cpu_count(),
         "ranks": world_size,
-        "code": git.stdout.strip() or None,
+        "code": code or None,
     }
     files.write_json(folder / "environment.json", environment)
 
@@ -113,7 +117,7 @@ class RunLog:
             try:
                 if json.loads(line)["step"] <= step:
                     kept.append(line + "\n")
-            except json.JSONDecodeError:  # the last line of a killed run
+            except (json.JSONDecodeError, KeyError, TypeError):  # the last line of a killed run
                 continue
         files.write_text(self.path, "".join(kept))
 

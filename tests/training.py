@@ -59,7 +59,7 @@ def shard_set(folder: Path, count: int = 60, seed: int = 0) -> Path:
         rows.append(_row(i, num_frames, " ".join(WORDS[t] for t in tokens_L)))
         tokens.append(tokens_L)
     shards.write_part(folder, "part-0000000", {"id": "str", "feats": "ndarray:float16"}, samples, rows, [], {})
-    contract = {"encoder": "none", "encoder_revision": None, "layer": 0, "pool": 2}
+    contract = {"encoder": "none", "encoder_revision": None, "encoder_hash": "none", "layer": 0, "pool": 2}
     shards.commit(folder, ["part-0000000"], contract, "utterances.parquet")
     _target_set(folder, tokens, rng)
     return folder

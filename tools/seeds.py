@@ -27,8 +27,9 @@ def run_seed(seed: int, overrides: Sequence[str]) -> list[Result]:
     folder = FOLDER / str(seed)
     torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
     train = [*torchrun, "-m", "sm_train.pretrain", PRETRAIN, f"run={folder}", f"seed={seed}", *overrides]
-    subprocess.run(train, check=True)
-    subprocess.run([sys.executable, "-m", "sm_train.evaluate", EVALUATE, f"run={folder}"], check=True)
+    for command in (train, [sys.executable, "-m", "sm_train.evaluate", EVALUATE, f"run={folder}"]):
+        if code := subprocess.run(command, check=False).returncode:
+            raise SystemExit(code)
     return read_results(folder / "results.json")
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from sm_train import config
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
-from sm_train.models.speech import pick_device
+from sm_train.models.speech import device_here
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -39,26 +40,34 @@ class FrozenLlm:
     """A causal LLM that continues prompts given as input embeddings."""
 
     def __init__(self, cfg: LlmConfig) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         self.path = cfg.path
         folder = checkpoints.resolve(cfg.path, cfg.revision, "LLM")
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        placement = {"device_map": cfg.device_map} if cfg.device_map else {}
+        how: dict[str, Any] = {"dtype": getattr(torch, cfg.dtype), "use_safetensors": True, "trust_remote_code": False}
+        if cfg.device_map:
+            how["device_map"] = cfg.device_map
         try:
-            self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, cfg.dtype), **placement)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            self.model = AutoModelForCausalLM.from_pretrained(folder, **how)
         except (OSError, ValueError) as error:
             raise UserError(f"LLM {cfg.path} cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from None
         if not cfg.device_map:
-            self.model.to(pick_device(cfg.device))
+            self.model.to(device_here(cfg.device))
         self.model.eval().requires_grad_(False)
         self.embeddings = self.model.get_input_embeddings()
         self.device, self.dtype = self.embeddings.weight.device, self.embeddings.weight.dtype
-        self.end_ids = self.model.generation_config.eos_token_id
-        end = self.end_ids if isinstance(self.end_ids, int) else self.end_ids[0] if self.end_ids else None
-        self.pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else end
+        ends = self.model.generation_config.eos_token_id
+        ends = [ends] if isinstance(ends, int) else list(ends or [])
+        self.end_ids = sorted({*ends, self.tokenizer.eos_token_id} - {None})
+        if not self.end_ids:
+            raise UserError(f"LLM {cfg.path} names no end-of-sequence token, neither its config nor its tokenizer")
+        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_ids[0]
+        # Nothing of the checkpoint's own settings stays: sampling or a repetition penalty would not be greedy decoding.
+        settings = {"do_sample": False, "eos_token_id": self.end_ids, "pad_token_id": pad_id}
+        self.model.generation_config = GenerationConfig(**settings)
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [N, D] of some ids."""
@@ -86,9 +95,6 @@ class FrozenLlm:
         for b, prompt in enumerate(prompts):
             embeds_BLD[b, longest - len(prompt) :] = prompt.to(self.device, self.dtype)
             mask_BL[b, longest - len(prompt) :] = 1
-        ids_BL = self.model.generate(
-            inputs_embeds=embeds_BLD, attention_mask=mask_BL, max_new_tokens=max_new_tokens, do_sample=False,
-            temperature=None, top_p=None, top_k=None, pad_token_id=self.pad_id, eos_token_id=self.end_ids,
-        )  # fmt: skip
+        ids_BL = self.model.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, max_new_tokens=max_new_tokens)
         texts = self.tokenizer.batch_decode(ids_BL, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [text.strip() for text in texts]

@@ -75,7 +75,7 @@ class SpeechEncoder:
         settings.speech_encoder_layers = encoder.layer
         settings.add_adapter = False
         self.width: int = settings.hidden_size
-        self.device = torch.device(pick_device(encoder.device))
+        self.device = device_here(encoder.device)
         self.dtype = getattr(torch, encoder.dtype)
         with torch.device("meta"):
             model = SeamlessM4Tv2SpeechEncoder(settings)
@@ -134,19 +134,29 @@ def mean_pool(frames_TE: torch.Tensor, pool: int) -> torch.Tensor:
 
 
 def pick_device(name: str) -> str:
-    """``auto`` becomes cuda where there is one.
+    """``auto`` becomes cuda where there is one; another machine's device may be named.
 
     Raises:
-        UserError: torch has no such device here.
+        UserError: there is no device of that name.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     kind, _, number = name.partition(":")
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise UserError(f"device is {name!r}; it must be auto, cpu, cuda or cuda:N")
-    if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device is {name!r}, but torch sees no GPU here; use auto or cpu")
     return name
+
+
+def device_here(name: str) -> torch.device:
+    """The device of that name on this machine.
+
+    Raises:
+        UserError: torch has none here.
+    """
+    device = torch.device(pick_device(name))
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device is {name!r}, but torch sees no GPU here; use auto or cpu")
+    return device
 
 
 class CtcHead:

@@ -57,7 +57,7 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self.inner = AutoTokenizer.from_pretrained(folder)
+            self.inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(f"LLM {folder}: its tokenizer cannot be loaded ({reason})") from None
@@ -95,7 +95,7 @@ def embedding_module(folder: Path) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        text_settings = AutoConfig.from_pretrained(folder).get_text_config()
+        text_settings = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     except (OSError, ValueError) as error:
         raise UserError(f"LLM {folder}: its config.json cannot be used ({str(error).splitlines()[0]})") from None
     name, tensor = _embedding_tensor(folder, tied=text_settings.tie_word_embeddings)

@@ -120,7 +120,7 @@ def _normal_pair(item: Hypothesis, normaliser: str) -> tuple[str, str]:
             f"{item.id}: the reference {item.reference!r} ({item.task}, {item.split}) is empty after normaliser "
             f"{normaliser!r}; correct it in the manifest or instructions, or leave it out of the evaluation"
         )
-    return reference, normalise(item.hypothesis, normaliser).strip()
+    return " ".join(reference.split()), " ".join(normalise(item.hypothesis, normaliser).split())
 
 
 def _without_article(text: str) -> str:
@@ -140,7 +140,7 @@ def _metric(
     """(statistics of each hypothesis [., K], the metric of their sum [K], signature)."""
     ours = f"normaliser:{normaliser}|bootstrap:{RESAMPLES}|seed:{SEED}"
     if metric in ("BLEU", "chrF"):
-        sacre: Any = BLEU() if metric == "BLEU" else CHRF()
+        sacre: Any = BLEU(trg_lang=items[0].target_lang) if metric == "BLEU" else CHRF()
         # sacrebleu offers a percentile interval nowhere in public; these two are what its own bootstrap is made of.
         stats = sacre._extract_corpus_statistics([i.hypothesis for i in items], [[i.reference for i in items]])
         signature = f"{metric}|{sacre.get_signature()}|bootstrap:{RESAMPLES}|seed:{SEED}"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,11 +29,15 @@ def examples(
     for split in dict.fromkeys(row["split"] for row in utterances.rows):
         rows = [row for row in utterances.rows if row["split"] == split]
         for row in rows[:: max(len(rows) // max(of_each_split, 1), 1)][:of_each_split]:
-            audio = Path(audio_root) / row["audio"] if audio_root else None
-            if audio is not None and not audio.is_file():
-                audio = None
+            audio = _playable(row, Path(audio_root)) if audio_root else None
             shown.append(Example(row["ordinal"], row["id"], split, row["text"], audio, said.get(row["id"], [])))
     return shown
+
+
+def _playable(row: Mapping[str, Any], root: Path) -> Path | None:
+    """The file of an utterance that is a file of its own below ``root``; a segment of a longer one has no player."""
+    path = (root / row["audio"]).resolve()
+    return path if path.is_relative_to(root.resolve()) and path.is_file() and row["start_s"] == 0 else None
 
 
 def picture(utterances: Utterances, mapped: Mapped) -> Projection:

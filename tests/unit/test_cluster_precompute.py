@@ -58,7 +58,7 @@ class FakeRay:
         )
         return _Actor(**vars(call))
 
-    def wait(self, refs: list[Any], num_returns: int) -> tuple[list[Any], list[Any]]:
+    def wait(self, refs: list[Any], num_returns: int, timeout: float) -> tuple[list[Any], list[Any]]:
         in_flight = Counter(number for number, unit, _ in refs if unit)
         self.most_in_flight = max(self.most_in_flight, *in_flight.values(), 0)
         placed = [ref for ref in refs if ref[0] < self.places]

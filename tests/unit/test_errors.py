@@ -23,11 +23,11 @@ def test_our_own_bug_keeps_its_traceback() -> None:
         run_command(main)
 
 
-def test_an_interrupt_says_that_the_work_is_kept(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> None:
     def main(argv: list[str]) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as ended:
         run_command(main)
     assert ended.value.code == 130
-    assert "continues" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_every_step_has_a_line_with_what_it_did(shard_folder: Path, tmp_path: Pa
     lines = training.metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == list(range(1, 11))
     for line in lines:
-        loss = 5 * line["loss_word"] + 5 * line.get("loss_pad", 0.0) - line["loss_cos"]
+        loss = 5 * line["loss_word"] + 5 * line.get("loss_pad", 0.0) - 20 * line["loss_cos"]
         assert line["loss"] == pytest.approx(loss, rel=1e-12)
         assert {"lr", "grad_norm", "scale", "skipped", "audio_h_per_s", "padding", "loader_wait_s", "step_s",
                 "peak_memory_mb", "epoch", "attempt"} <= line.keys()  # fmt: skip
@@ -119,7 +119,7 @@ def test_a_term_that_no_item_has_is_left_out(
     training.train(training.write_config(tmp_path / "run.yaml", shard_folder, loop={"steps": 2, "validate_every": 0}))
     for line in training.metrics(tmp_path / "run"):
         assert "loss_pad" not in line
-        assert line["loss"] == pytest.approx(5 * line["loss_word"] - line["loss_cos"], rel=1e-12)
+        assert line["loss"] == pytest.approx(5 * line["loss_word"] - 20 * line["loss_cos"], rel=1e-12)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_move(

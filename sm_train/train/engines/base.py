@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sm_train import config
 from sm_train.errors import UserError
-from sm_train.models.speech import pick_device
+from sm_train.models.speech import device_here
 from sm_train.records import Batch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -114,7 +114,7 @@ def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
     _die_with_launcher()
     torch.set_num_threads(cfg.threads)
     rank, world_size = place()
-    device = torch.device(pick_device(cfg.device))
+    device = device_here(cfg.device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)

@@ -6,6 +6,7 @@ import logging
 import os
 import warnings
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -109,7 +110,7 @@ def _start(cfg: base.EngineConfig) -> tuple[int, int, torch.device]:
     if on_cpu:
         # Built by a compiler at start-up otherwise, a minute, and it leaves shared memory behind when a run dies.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False)
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False, timeout=timedelta(seconds=cfg.timeout_s))
     return base.start_ranks(cfg)
 
 
