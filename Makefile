@@ -1,6 +1,7 @@
 # make demo   speech -> shards -> mapper -> the LLM's answers -> report, on two cores
 # make test   every test but those marked gpu
 # make check  format, lint, types
+# make seeds  stage 1 of the demo with three seeds, and their spread (make demo first)
 # Each installs what it needs into .venv first.
 
 PYTHON ?= python3
