@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sm_train import ask, evaluate, files
+from sm_train import ask, config, evaluate, files
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig, SpeechMapper
@@ -110,3 +110,14 @@ def test_ask_answers_about_a_recording(job: Path, manifest: Path) -> None:
 def test_ask_refuses_what_is_no_recording(job: Path) -> None:
     with pytest.raises(UserError, match="undecodable"):
         ask.main([str(job / "run"), str(job / "tasks.jsonl"), "What is said?"])
+
+
+@pytest.mark.parametrize("name", ["prompts.yaml", "tasks.jsonl"])
+def test_what_changed_in_place_is_evaluated_anew(job: Path, name: str) -> None:
+    cfg = config.load(evaluate.EvaluateConfig, [str(job / "config.yaml")], "sm_train.evaluate")
+    step = job / "run" / "checkpoints" / "step-1"
+    before, text = evaluate._described(cfg, step), (job / name).read_text()
+    (job / name).write_text(text + "\n")
+    assert evaluate._described(cfg, step) != before
+    (job / name).write_text(text)
+    assert evaluate._described(cfg, step) == before

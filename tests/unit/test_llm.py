@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models.llm import FrozenLlm, LlmConfig
 
@@ -43,3 +44,11 @@ def test_a_prompt_is_answered_the_same_alone_and_beside_longer_ones(llm: FrozenL
 def test_a_missing_folder_is_one_line() -> None:
     with pytest.raises(UserError, match=r"LLM \./nowhere: the folder does not exist"):
         FrozenLlm(LlmConfig("./nowhere"))
+
+
+def test_targets_of_another_embedding_are_refused(llm: FrozenLlm, shard_set: Path) -> None:
+    targets = TargetSet(shard_set, "tiny")
+    llm.require_embeddings(targets)
+    targets.rows_RD = targets.rows_RD.flip(0)
+    with pytest.raises(UserError, match="does not embed tokens as target set"):
+        llm.require_embeddings(targets)
