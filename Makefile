@@ -1,7 +1,7 @@
-# make demo   speech -> shards -> mapper -> the LLM's answers -> report, on two cores
+# make demo   speech -> shards -> mapper, pretrained and tuned -> the LLM's answers -> report, on two cores
 # make test   every test but those marked gpu
 # make check  format, lint, types
-# make seeds  stage 1 of the demo with three seeds, and their spread (make demo first)
+# make seeds  the demo's training with three seeds, and their spread (make demo first)
 # Each installs what it needs into .venv first.
 
 PYTHON ?= python3
@@ -33,6 +33,8 @@ demo: install
 	python -m tools.miniature.corpus configs/miniature/easy.yaml out=runs/demo/corpus
 	python -m cluster.precompute configs/precompute/miniature.yaml
 	torchrun --standalone --nproc-per-node 2 -m sm_train.pretrain configs/pretrain/miniature.yaml
+	python -m cluster.retarget runs/demo/shards --instructions runs/demo/corpus/instructions.parquet
+	torchrun --standalone --nproc-per-node 2 -m sm_train.tune configs/tune/miniature.yaml
 	python -m sm_train.evaluate configs/evaluate/miniature.yaml
 
 seeds: install

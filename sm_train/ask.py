@@ -9,17 +9,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sm_train import config, files
+from sm_train import config
 from sm_train.data import audio
 from sm_train.data.lengths import shortest_samples
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError, run_command
-from sm_train.evaluate import find_checkpoint
 from sm_train.models.llm import FrozenLlm, LlmConfig
-from sm_train.models.mapper import SpeechMapper
 from sm_train.models.speech import EncoderConfig, SpeechEncoder
 from sm_train.prompts import SPEECH, require_speech
-from sm_train.scoring.systems import STAGE_1, Heard, Mapped, ask
+from sm_train.scoring import mappers
+from sm_train.scoring.systems import Heard, ask
+from sm_train.train import checkpoint
 
 USAGE = 'usage: python -m sm_train.ask RUN FILE.wav "PROMPT"'
 
@@ -28,12 +28,12 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
     """What the mapper heard, as nearest tokens, and the LLM's answer.
 
     Raises:
-        UserError: the run is not a pretraining run, or the recording cannot be used.
+        UserError: the run has no mapper, or one tuned with another chat template, or the recording cannot be used.
     """
     message = prompt if SPEECH in prompt else f"{SPEECH}\n{prompt}"
     require_speech(message, "the prompt")
-    found = find_checkpoint(run, "best")
-    frozen = files.read_json(found / "state.json")["contract"]
+    trained = mappers.read(run, checkpoint.find(run))
+    frozen = trained.contract
     settings = config.read_yaml(run / "config.yaml")
     try:
         samples_S = audio.load(recording)
@@ -45,8 +45,9 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
         EncoderConfig(frozen["encoder"], frozen["encoder_revision"], layer=frozen["layer"], pool=frozen["pool"])
     )
     llm = FrozenLlm(LlmConfig(frozen["llm"], frozen["llm_revision"]))
+    trained.require_template(llm, "give the LLM that template again, or tune for this one")
     targets = TargetSet(Path(settings["shards"]), settings["target"])
-    mapped = Mapped(SpeechMapper.from_pretrained(found), targets, settings["trim"], llm.device, STAGE_1)
+    mapped = trained.as_system(targets, settings.get("trim", mappers.TUNED_TRIM), llm.device)
     (feats_TE,) = encoder.encode([samples_S])
     heard = Heard(feats_TE.astype("float16"), "")
     return mapped.transcript(heard) or "", ask(llm, [message], [mapped.vectors(heard)], max_new_tokens)[0]

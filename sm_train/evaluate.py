@@ -7,39 +7,46 @@ Writes results.json, hypotheses.jsonl and report.html into the run folder.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sm_train import config, files
 from sm_train.data import manifest
 from sm_train.data.mds import file_digest
-from sm_train.data.shards import DATASET, require_same
+from sm_train.data.shards import DATASET
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import NORMALISERS
-from sm_train.errors import UserError, run_command
+from sm_train.errors import run_command
+from sm_train.models import checkpoints
 from sm_train.models.llm import FrozenLlm, LlmConfig
-from sm_train.models.mapper import SpeechMapper
 from sm_train.models.speech import CtcHead
-from sm_train.prompts import read_prompts
-from sm_train.scoring import scores, showcase
+from sm_train.models.targets import require_embeddings
+from sm_train.prompts import LANGUAGES, read_prompts
+from sm_train.scoring import mappers, scores, showcase
 from sm_train.scoring.answers import Utterances, answer_all, questions_about
 from sm_train.scoring.decode import TRIMS
+from sm_train.scoring.language import open_languages
+from sm_train.scoring.mappers import Trained
 from sm_train.scoring.report import build_report
-from sm_train.scoring.systems import STAGE_1, Cascade, Mapped, System, Topline
+from sm_train.scoring.systems import Cascade, System, Topline
+from sm_train.scoring.table import table
 from sm_train.train import checkpoint
 
 DONE = "evaluation.json"
-FROZEN = ("encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What is compared, on what."""
 
-    run: str = config.key(config.REQUIRED, "run folder of pretraining; the results go there")
+    run: str = config.key(config.REQUIRED, "run folder of training; the results go there")
     checkpoint: str = config.key("best", "best | latest | a checkpoint folder")
+    tuned: list[str] = config.key([], "run folders of tuning to compare with, each by its best checkpoint")
+    other_template: bool = config.key(False, "also evaluate mappers that were tuned with another chat template")
     shards: str = config.key(config.REQUIRED, "shard set with the test splits")
     target: str = config.key(config.REQUIRED, "name of the LLM's target set in it")
     splits: list[str] = config.key(["test"], "splits to evaluate on")
@@ -48,8 +55,9 @@ class EvaluateConfig:
     prompt_group: str = config.key("train", "which paraphrases: train | held_out")
     llm: LlmConfig = config.key(LlmConfig(), "the frozen LLM")
     cascade: str | None = config.key(None, "folder with ctc_head.safetensors for the cascade; null leaves it out")
-    trim: str = config.key("change_point", "where the mapped positions end: change_point | first_pad | none")
+    trim: str = config.key("change_point", "where stage 1's positions end: change_point | first_pad | none")
     normaliser: str = config.key("mms", "normaliser of WER, CER, exact match and accuracy: mms | none")
+    lexicon: str | None = config.key(None, "JSON file of words by language, to tell languages; null: py3langid")
     max_new_tokens: int = config.key(150, "longest answer")
     batch_size: int = config.key(32, "prompts in one batch of decoding")
     seed: int = config.key(0, "seed of the choice of paraphrases")
@@ -70,75 +78,61 @@ class EvaluateConfig:
 def run(cfg: EvaluateConfig) -> None:
     """Evaluate, score, report; an evaluation that is there already is only shown."""
     folder = Path(cfg.run)
-    found = find_checkpoint(folder, cfg.checkpoint)
-    asked = _described(cfg, found)
+    runs = [(folder, cfg.checkpoint), *((Path(tuned), "best") for tuned in cfg.tuned)]
+    trained = mappers.read_all([(run, checkpoint.find(run, name)) for run, name in runs])
+    asked = _described(cfg, trained)
     outputs = [folder / name for name in (DONE, "results.json", "hypotheses.jsonl", "report.html")]
     if all(path.exists() for path in outputs) and files.read_json(folder / DONE) == asked:
         print(f"{folder}: evaluated already")
     else:
         (folder / DONE).unlink(missing_ok=True)
-        _evaluate(cfg, folder, found)
+        _evaluate(cfg, folder, trained)
         files.write_json(folder / DONE, asked)
-    print(scores.table(scores.read_results(folder / "results.json")))
+    print(table(scores.read_results(folder / "results.json")))
     print(f"report: {folder / 'report.html'}")
 
 
-def _described(cfg: EvaluateConfig, found: Path) -> dict[str, str]:
-    """What an evaluation's results follow from: config, mapper, shards, targets, tasks, prompts."""
+def _described(cfg: EvaluateConfig, trained: Sequence[Trained]) -> dict[str, Any]:
+    """What an evaluation's results follow from: config, mappers, shards, targets, tasks, prompts, words."""
     target = Path(cfg.shards) / "targets" / cfg.target
     paths = {
-        "mapper": found / "mapper.safetensors",
         "shards": Path(cfg.shards) / DATASET,
         "targets": target / DATASET,
         "instructions": Path(cfg.instructions),
         "prompts": Path(cfg.prompts),
+        "lexicon": Path(cfg.lexicon or ""),
     }
     digests = {name: file_digest(path) if path.is_file() else "" for name, path in paths.items()}
-    return {"config": config.fingerprint(cfg), **digests}
+    weights = {one.name: file_digest(one.folder / "mapper.safetensors") for one in trained}
+    return {"config": config.fingerprint(cfg), "mappers": weights, **digests}
 
 
-def find_checkpoint(run: Path, name: str) -> Path:
-    """A run's checkpoint folder: best, latest, or a path.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = {"best": checkpoint.best, "latest": checkpoint.latest}.get(name, lambda _run: Path(name))(run)
-    if found is None or not (found / "mapper.safetensors").exists():
-        raise UserError(f"run {run} has no checkpoint {name!r}; pretrain it first, or name a checkpoint folder")
-    return found
-
-
-def _evaluate(cfg: EvaluateConfig, folder: Path, found: Path) -> None:
+def _evaluate(cfg: EvaluateConfig, folder: Path, trained: Sequence[Trained]) -> None:
     torch.set_num_threads(cfg.threads)
     folder.mkdir(parents=True, exist_ok=True)
     targets = TargetSet(Path(cfg.shards), cfg.target)
     utterances = Utterances(Path(cfg.shards), cfg.splits)
     tasks, prompts = manifest.read_instructions(Path(cfg.instructions)), read_prompts(Path(cfg.prompts))
     questions = questions_about(utterances, tasks, prompts, cfg.prompt_group, cfg.seed)
-    trained_on = files.read_json(found / "state.json")["contract"]
+    asked_for = {question.task.target_lang for question in questions if question.task.task == "st"}
+    languages = open_languages(cfg.lexicon, asked_for, LANGUAGES)
     read_here = {**files.read_json(Path(cfg.shards) / DATASET), **targets.contract}
-    fields = [name for name in FROZEN if name in trained_on]
-    require_same(
-        {name: read_here[name] for name in fields},
-        {name: trained_on[name] for name in fields},
-        str(found),
-        "evaluate on features and targets of the encoder and LLM that the mapper was trained for",
-    )
+    for one in trained:
+        one.require_frozen(read_here)
+    require_embeddings(checkpoints.resolve(cfg.llm.path, cfg.llm.revision, "LLM"), targets)
     llm = FrozenLlm(cfg.llm)
-    llm.require_embeddings(targets)
-    mapper = SpeechMapper.from_pretrained(found)
-    mapped = Mapped(mapper, targets, cfg.trim, llm.device, STAGE_1)
+    for one in trained if not cfg.other_template else []:
+        one.require_template(llm, "evaluate it with that template, or set other_template: true")
+    mapped = [one.as_system(targets, cfg.trim, llm.device) for one in trained]
     systems: list[System] = [Topline(llm, targets.contract["normaliser"])]
     if cfg.cascade:
         systems.append(Cascade(llm, CtcHead(Path(cfg.cascade))))
-    systems.append(mapped)
-    hypotheses = answer_all(systems, llm, utterances, questions, cfg.max_new_tokens, cfg.batch_size)
+    hypotheses = answer_all([*systems, *mapped], llm, utterances, questions, cfg.max_new_tokens, cfg.batch_size)
     scores.write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
-    scores.write_results(folder / "results.json", scores.score(hypotheses, cfg.normaliser))
+    scores.write_results(folder / "results.json", scores.score(hypotheses, cfg.normaliser, languages))
     shown = showcase.examples(utterances, hypotheses, cfg.audio_root, cfg.examples)
     metrics = folder / "metrics.jsonl"
-    build_report(folder, shown, showcase.picture(utterances, mapped), metrics if metrics.exists() else None)
+    build_report(folder, shown, showcase.picture(utterances, mapped[0]), metrics if metrics.exists() else None)
 
 
 def main(argv: list[str]) -> None:

@@ -16,17 +16,16 @@ from typing import Any
 from sm_train import config
 from sm_train.data.batches import Loader, SpeechItems
 from sm_train.data.plan import WINDOW_ITEMS
-from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import run_command
 from sm_train.models.mapper import MapperConfig, SpeechMapper
-from sm_train.runlog import RunLog, say, write_environment
+from sm_train.runlog import RunLog, say
 from sm_train.scoring.decode import TRIMS
-from sm_train.train import checkpoint
+from sm_train.train import start
 from sm_train.train.engines import Engine, EngineConfig, make_engine
-from sm_train.train.engines.base import exit_hard, place, require_one_step
-from sm_train.train.loop import LoopConfig, Run, train
-from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective
+from sm_train.train.engines.base import exit_hard, place
+from sm_train.train.loop import LoopConfig, train
+from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective, PaddedRegression
 from sm_train.train.schedule import ScheduleConfig
 
 
@@ -77,26 +76,24 @@ def run(cfg: PretrainConfig) -> Engine | None:
     import torch
 
     folder = Path(cfg.run)
-    found = checkpoint.latest(folder)
-    resumed = checkpoint.load(found) if found else None
+    resumed = start.read(folder)
     targets = TargetSet(Path(cfg.shards), cfg.target)
     items = SpeechItems(Path(cfg.shards), targets, cfg.splits)
     torch.manual_seed(cfg.seed)
     output_rms = targets.rms if cfg.objective.mse == "relative" else 1.0
     mapper = SpeechMapper(cfg.mapper, items.feature_width, targets.rows_RD.shape[1], output_rms)
-    objective = PaddedObjective(
-        mapper, targets.rows_RD, targets.pad_row, targets.contract["mean_square"], cfg.objective
-    )
+    mean_square, padded = targets.contract["mean_square"], cfg.objective
+    regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, padded.mse, padded.cosine)
+    objective = PaddedObjective(mapper, regression, padded)
     loader = Loader(items, objective.counts, cfg.seed, cfg.batch.frames, cfg.batch.lanes, *place(), cfg.batch.window)
     contract = _contract(cfg, loader, items)
-    if resumed:
-        remedy = "give another run folder, or the value the run was begun with"
-        require_same(contract, resumed.contract, str(folder), remedy)
-        if resumed.global_step >= cfg.loop.steps:
-            say(f"{folder}: complete, {resumed.global_step} steps")
-            return None
-    engine = make_engine(cfg.engine, objective, mapper, cfg.batch.lanes, resumed.state if resumed else None)
-    state = _begin(cfg, engine, contract, items, mapper, resumed)
+    if start.is_complete(folder, resumed, contract, cfg.loop.steps):
+        return None
+    hours = float(items.duration_s.sum()) / 3600
+    holds = f"{mapper.num_parameters:,} parameters, {len(items)} utterances, {hours:.2f} h"
+    engine = make_engine(cfg.engine, cfg.batch.lanes)
+    engine.prepare(objective, mapper, resumed.state if resumed else None)
+    state = start.begin(cfg, engine, contract, mapper, resumed, holds)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
     train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, targets, mapper))
     if log:
@@ -104,46 +101,13 @@ def run(cfg: PretrainConfig) -> Engine | None:
     return engine
 
 
-def _begin(
-    cfg: PretrainConfig, engine: Engine, contract: dict[str, Any], items: SpeechItems, mapper: SpeechMapper,
-    resumed: checkpoint.Checkpoint | None,
-) -> Run:  # fmt: skip
-    folder = Path(cfg.run)
-    state = Run(folder, 0, cfg.seed, contract, mapper.description())
-    if resumed:
-        state.global_step, state.position, state.best_wer = resumed.global_step, resumed.position, resumed.best_wer
-    require_one_step(engine, folder, state.global_step)
-    if engine.rank == 0:
-        config.dump(cfg, folder / "config.yaml")
-        write_environment(folder, engine.world_size)
-        state.attempt = checkpoint.begin_attempt(folder)
-    hours = float(items.duration_s.sum()) / 3600
-    say(
-        f"{folder}: {mapper.num_parameters:,} parameters, {len(items)} utterances, {hours:.2f} h, {engine.world_size} "
-        f"ranks of {cfg.engine.name} {cfg.engine.precision} on {engine.device.type}, "
-        f"from step {state.global_step} of {cfg.loop.steps}"
-    )
-    return state
-
-
 def _contract(cfg: PretrainConfig, loader: Loader, items: SpeechItems) -> dict[str, Any]:
     """What a run must go on with unchanged; ranks, engine and precision may change, and the number of steps."""
-    sections = {name: config.to_mapping(getattr(cfg, name)) for name in ("mapper", "objective", "schedule")}
-    values = {f"{section}.{name}": value for section, fields in sections.items() for name, value in fields.items()}
-    optimizer = {
-        f"engine.{name}": getattr(cfg.engine, name) for name in ("beta1", "beta2", "eps", "weight_decay", "clip")
-    }
-    frozen = {name: items.dataset[name] for name in ("encoder", "encoder_revision", "encoder_hash", "layer", "pool")}
-    of_llm = {
-        name: items.targets.contract[name]
-        for name in ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
-    }
-    shard_hash = {"shards": items.dataset["part_hashes"]}
-    plan: dict[str, Any] = {f"batch.{name}": value for name, value in config.to_mapping(cfg.batch).items()}
-    plan |= {"seed": cfg.seed, "splits": cfg.splits}
+    chosen = start.settings(cfg, "batch", "mapper", "objective", "schedule")
+    frozen = start.frozen(items.dataset, items.targets)
     # The fingerprint's name comes last, so that a difference is reported by the setting that makes it.
-    plan["utterance_plan"] = loader.fingerprint
-    return {**plan, **values, **optimizer, **frozen, **of_llm, **shard_hash}
+    plan = {"seed": cfg.seed, "splits": cfg.splits, "utterance_plan": loader.fingerprint}
+    return {**chosen, **start.optimizer(cfg.engine), **frozen, **plan}
 
 
 def _validation(cfg: PretrainConfig, engine: Engine, targets: TargetSet, mapper: SpeechMapper) -> Any:

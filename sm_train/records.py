@@ -1,12 +1,12 @@
 """The typed records that pass between rooms: read this file first, then any room alone.
 
-Shape letters: B items, T encoder frames, L tokens, E encoder width.
+Shape letters: B items, T encoder frames, L tokens, A answer tokens, E encoder width.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self
 
 import numpy as np
 import torch
@@ -79,8 +79,15 @@ class Receipt:
     """Wall seconds the unit took in its process."""
 
 
+class MicroBatch(Protocol):
+    """What a loader gives and an objective takes; engines only move it."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same micro-batch with its tensors on a device."""
+
+
 class Batch(NamedTuple):
-    """A micro-batch as the objective sees it."""
+    """A micro-batch of stage 1: speech and its targets."""
 
     feats_BTE: torch.Tensor
     num_frames_B: torch.Tensor
@@ -99,3 +106,22 @@ class Batch(NamedTuple):
             self.num_tokens_B.to(device, non_blocking=True),
             self.ordinals,
         )
+
+
+class PromptedBatch(NamedTuple):
+    """A micro-batch of stage 2: speech inside prompts, with the answers, left-padded so that answers end together."""
+
+    speech: Batch
+    ids_BL: torch.Tensor
+    """Token ids of prefix, suffix and answer (but for its last token); any id where speech or nothing stands."""
+    is_speech_BL: torch.Tensor
+    """Where mapped positions are spliced in: as many in a row as the item has positions."""
+    is_real_BL: torch.Tensor
+    """False where the row is padding."""
+    answer_ids_BA: torch.Tensor
+    """What the last A positions are to predict, answer and end of turn; -100 where nothing is asked."""
+
+    def to(self, device: torch.device) -> PromptedBatch:
+        """The same micro-batch with its tensors on a device."""
+        rest = (t.to(device, non_blocking=True) for t in self[1:])
+        return PromptedBatch(self.speech.to(device), *rest)

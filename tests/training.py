@@ -16,6 +16,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from sm_train import config, files, pretrain
+from sm_train import config, files, pretrain, tune
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER
@@ -109,14 +110,15 @@ def write_config(path: Path, shard_folder: Path, **overrides: Any) -> Path:
     return path
 
 
-def load(path: Path, *words: str) -> pretrain.PretrainConfig:
-    """The typed config of a file."""
-    return config.load(pretrain.PretrainConfig, [str(path), *words], "sm_train.pretrain")
+def load(path: Path, *words: str, stage: ModuleType = pretrain) -> Any:
+    """The typed config of a stage's file."""
+    schema = {pretrain: pretrain.PretrainConfig, tune: tune.TuneConfig}[stage]
+    return config.load(schema, [str(path), *words], stage.__name__)
 
 
-def train(path: Path, *words: str) -> None:
-    """Run stage 1 as the command does, in this process."""
-    engine = pretrain.run(load(path, *words))
+def train(path: Path, *words: str, stage: ModuleType = pretrain) -> None:
+    """Run a stage as its command does, in this process."""
+    engine = stage.run(load(path, *words, stage=stage))
     if engine is not None:
         engine.close()
 
@@ -168,7 +170,7 @@ def run_command(command: list[str], timeout_s: float = 180) -> subprocess.Comple
     return subprocess.run(command, cwd=ROOT, env=child_env(), capture_output=True, text=True, timeout=timeout_s)
 
 
-def first_gradients(path: Path, out: Path, *words: str) -> None:
+def first_gradients(path: Path, out: Path, *words: str, stage: ModuleType = pretrain) -> None:
     """Gradients and losses of a run's first step, by the loop's own code; rank 0 writes them to ``out``."""
 
     def take(
@@ -181,8 +183,8 @@ def first_gradients(path: Path, out: Path, *words: str) -> None:
         if engine.rank == 0:
             save_file({**gradients, **{n: torch.tensor(v, dtype=torch.float64) for n, v in terms.items()}}, out)
 
-    pretrain.train = take  # this process is a fork
-    train(path, *words)
+    stage.train = take  # type: ignore[attr-defined]  # this process is a fork
+    train(path, *words, stage=stage)
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

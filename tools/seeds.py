@@ -1,8 +1,9 @@
-"""Stage 1 of the miniature with several seeds, and the spread of the figures.
+"""Both stages of the miniature with several seeds, and the spread of the figures.
 
     python -m tools.seeds 0 1 2 [key=value ...]
 
-Each seed is a run folder runs/seeds/SEED beside the demo's corpus and shards (make demo first); finished ones are kept.
+Each seed has run folders runs/seeds/SEED/{stage1,asr-ce,asr-ce-mse} beside the demo's corpus, shards and tasks (make
+demo first); finished ones are kept. Overrides are pretraining's.
 """
 
 from __future__ import annotations
@@ -19,18 +20,26 @@ from sm_train.files import write_text
 from sm_train.scoring.scores import Result, read_results
 
 FOLDER = Path("runs/seeds")
-PRETRAIN, EVALUATE = "configs/pretrain/miniature.yaml", "configs/evaluate/miniature.yaml"
+PRETRAIN, TUNE, EVALUATE = (f"configs/{stage}/miniature.yaml" for stage in ("pretrain", "tune", "evaluate"))
+TUNED = {"asr-ce": ["objective.sigma=0"], "asr-ce-mse": []}
 
 
 def run_seed(seed: int, overrides: Sequence[str]) -> list[Result]:
-    """Pretrain and evaluate one seed on two ranks; what is finished is not done again."""
+    """Pretrain, tune and evaluate one seed on two ranks; what is finished is not done again."""
     folder = FOLDER / str(seed)
-    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2"]
-    train = [*torchrun, "-m", "sm_train.pretrain", PRETRAIN, f"run={folder}", f"seed={seed}", *overrides]
-    for command in (train, [sys.executable, "-m", "sm_train.evaluate", EVALUATE, f"run={folder}"]):
+    stage_1, of_seed = folder / "stage1", f"seed={seed}"
+    torchrun = [str(Path(sys.executable).with_name("torchrun")), "--standalone", "--nproc-per-node", "2", "-m"]
+    commands = [[*torchrun, "sm_train.pretrain", PRETRAIN, f"run={stage_1}", of_seed, *overrides]]
+    for name, words in TUNED.items():
+        commands.append(
+            [*torchrun, "sm_train.tune", TUNE, f"run={folder / name}", f"mapper={stage_1}", of_seed, *words]
+        )
+    tuned = ",".join(str(folder / name) for name in TUNED)
+    commands.append([sys.executable, "-m", "sm_train.evaluate", EVALUATE, f"run={stage_1}", f"tuned=[{tuned}]"])
+    for command in commands:
         if code := subprocess.run(command, check=False).returncode:
             raise SystemExit(code)
-    return read_results(folder / "results.json")
+    return read_results(stage_1 / "results.json")
 
 
 def table(results: Sequence[Sequence[Result]]) -> str:

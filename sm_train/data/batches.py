@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,10 +19,29 @@ from sm_train import files
 from sm_train.data import plan, shards
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
-from sm_train.records import Batch
+from sm_train.records import Batch, MicroBatch
 
 Columns = Mapping[str, NDArray[np.int64]]
 Counts = Mapping[str, float]
+
+
+class Items(Protocol):
+    """What a stage trains on: an item is a row of its plan."""
+
+    columns: Columns
+    """What an objective counts by [N each]."""
+    lengths: NDArray[np.int64]
+    """What each item costs of a micro-batch's budget [N]."""
+    unit: str
+    """What lengths are counted in, as the budget's key is called: frames, tokens, samples."""
+    ids: list[str]
+    duration_s: NDArray[np.float64]
+
+    def of_epoch(self, epoch: int) -> NDArray[np.int64] | None:
+        """The items that an epoch goes through, each once; None for all."""
+
+    def collate(self, items: NDArray[np.int64], epoch: int) -> MicroBatch:
+        """Read, verify and pad some items."""
 
 
 class SpeechItems:
@@ -30,6 +50,8 @@ class SpeechItems:
     Raises:
         UserError: the set or its targets are not complete, or no utterance is in these splits.
     """
+
+    unit = "frames"
 
     def __init__(self, shard_set: Path, targets: TargetSet, splits: Sequence[str]) -> None:
         self.dataset = files.read_json(shard_set / shards.DATASET)
@@ -46,6 +68,7 @@ class SpeechItems:
         num_frames = self.utterances.column("num_frames").to_numpy()[self.ordinals]
         num_tokens = targets.table.column("num_tokens").to_numpy()[self.rows]
         self.columns: Columns = {"num_frames": num_frames.astype(np.int64), "num_tokens": num_tokens.astype(np.int64)}
+        self.lengths = self.columns["num_frames"]
         self.duration_s = self.utterances.column("duration_s").to_numpy()[self.ordinals]
         self.feature_width = int(self.feats[int(self.ordinals[0])]["feats"].shape[1])
         ids = self.utterances.column("id").to_pylist()
@@ -54,8 +77,11 @@ class SpeechItems:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def collate(self, items: NDArray[np.int64]) -> Batch:
-        """Read, verify and pad some items."""
+    def of_epoch(self, epoch: int) -> None:
+        """Every epoch goes through all."""
+
+    def collate(self, items: NDArray[np.int64], epoch: int = 0) -> Batch:
+        """Read, verify and pad some items; the same in every epoch."""
         feats = [self.feats[int(self.ordinals[i])]["feats"] for i in items]
         rows = [self.targets.rows_of(int(self.rows[i])) for i in items]
         feats_BTE = np.zeros((len(feats), max(map(len, feats)), feats[0].shape[1]), np.float16)
@@ -77,7 +103,7 @@ class Step:
     """What one rank does in one step."""
 
     position: plan.Position
-    batches: list[tuple[int, Batch]]
+    batches: list[tuple[int, MicroBatch]]
     """(lane, micro-batch) of this rank's lanes."""
     counts: Counts
     """Count of each term over all lanes of the step: the denominators, known without communication."""
@@ -96,7 +122,7 @@ class Loader:
     """
 
     def __init__(
-        self, items: SpeechItems, counts: Callable[[Columns], Columns], seed: int, budget: int, lanes: int,
+        self, items: Items, counts: Callable[[Columns], Columns], seed: int, budget: int, lanes: int,
         rank: int, world_size: int, window: int = plan.WINDOW_ITEMS,
     ) -> None:  # fmt: skip
         if lanes % world_size:
@@ -105,8 +131,8 @@ class Loader:
             )
         self.items, self.seed, self.budget, self.lanes, self.window = items, seed, budget, lanes, window
         self.my_lanes = range(rank, lanes, world_size)
-        self.lengths = items.columns["num_frames"]
-        plan.check(self.lengths, budget, lanes, items.ids)
+        self.lengths = items.lengths
+        plan.check(self.lengths, budget, lanes, items.ids, items.unit)
         self.item_counts = counts(items.columns)
         self.fingerprint = plan.fingerprint(self.lengths, seed, budget, lanes, window)
 
@@ -120,7 +146,11 @@ class Loader:
             epoch, first = epoch + 1, 0
 
     def _plan(self, epoch: int) -> plan.EpochPlan:
-        return plan.plan_epoch(self.lengths, self.seed, epoch, self.budget, self.lanes, self.window)
+        chosen, size = self.items.of_epoch(epoch), (self.budget, self.lanes, self.window)
+        if chosen is None:
+            return plan.plan_epoch(self.lengths, self.seed, epoch, *size)
+        made = plan.plan_epoch(self.lengths[chosen], self.seed, epoch, *size)
+        return replace(made, items=chosen[made.items])
 
     def names(self, position: plan.Position, lanes: Sequence[int], most: int = 8) -> str:
         """The ids of the utterances in some lanes of a step, for a message."""
@@ -133,7 +163,7 @@ class Loader:
         of_step = epoch_plan.step_items(position.step)
         lane_items = [epoch_plan.micro_batch(position.step, lane) for lane in range(self.lanes)]
         padded = sum(int(self.lengths[items].max()) * len(items) for items in lane_items)
-        batches = [(lane, self.items.collate(lane_items[lane])) for lane in self.my_lanes]
+        batches = [(lane, self.items.collate(lane_items[lane], position.epoch)) for lane in self.my_lanes]
         return Step(
             position,
             batches,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,7 +43,9 @@ class EpochPlan:
         return self.items[self.bounds[step * self.lanes] : self.bounds[(step + 1) * self.lanes]]
 
 
-def check(lengths: NDArray[np.int64], budget: int, lanes: int, names: list[str] | None = None) -> None:
+def check(
+    lengths: NDArray[np.int64], budget: int, lanes: int, names: list[str] | None = None, unit: str = "frames"
+) -> None:
     """Refuse what cannot be planned.
 
     Raises:
@@ -54,8 +57,8 @@ def check(lengths: NDArray[np.int64], budget: int, lanes: int, names: list[str] 
     if lengths[longest] > budget:
         name = repr(names[longest]) if names else f"number {longest}"
         raise UserError(
-            f"item {name} has {int(lengths[longest])} padded frames, above the micro-batch budget of {budget}; "
-            "raise batch.frames, or lower max_duration_s in precompute"
+            f"item {name} has {int(lengths[longest])} padded {unit}, above the micro-batch budget of {budget}; "
+            f"raise batch.{unit}, or lower max_duration_s in precompute"
         )
 
 
@@ -118,7 +121,7 @@ def _halve_to_multiple(bounds: list[int], lengths: NDArray[np.int64], lanes: int
         if not runs:
             raise UserError(
                 f"{len(lengths)} items fill {len(bounds) - 1} micro-batches, which cannot be cut into a multiple of "
-                f"{lanes} lanes; raise batch.frames, lower batch.lanes or add data"
+                f"{lanes} lanes; raise the budget of a micro-batch, lower batch.lanes or add data"
             )
         cost, begin, end = heapq.heappop(runs)
         if end - begin == 1:
@@ -128,6 +131,26 @@ def _halve_to_multiple(bounds: list[int], lengths: NDArray[np.int64], lanes: int
         for a, b in ((begin, middle), (middle, end)):
             heapq.heappush(runs, (-int(lengths[a:b].max()) * (b - a), a, b))
     return np.array([*sorted(begin for _, begin, _ in runs + settled), len(lengths)], np.int64)
+
+
+def mix(groups: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int) -> NDArray[np.int64]:
+    """The items of one epoch of several groups, each group's share of the items being its weight's.
+
+    An epoch ends where the group that is scarcest for its weight has been gone through once. Every group is an endless
+    stream of permutations of itself, and an epoch takes the next piece of it: no item comes again before its group is
+    through.
+    """
+    shares = np.array(weights, np.float64) / np.sum(weights)
+    total = min(len(group) / share for group, share in zip(groups, shares, strict=True))
+    taken = []
+    for number, (group, share) in enumerate(zip(groups, shares, strict=True)):
+        size = max(int(share * total + 1e-6), 1)
+        first, last = epoch * size, (epoch + 1) * size
+        rounds = range(first // len(group), (last - 1) // len(group) + 1)
+        stream = [np.random.default_rng([seed, number, r]).permutation(group) for r in rounds]
+        offset = rounds.start * len(group)
+        taken.append(np.concatenate(stream)[first - offset : last - offset])
+    return np.concatenate(taken)
 
 
 @dataclass(frozen=True, slots=True)

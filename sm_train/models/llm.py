@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from sm_train import config
-from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
 from sm_train.models.speech import device_here
+from sm_train.models.tokenizer import read_tokenizer
+from sm_train.prompts import Chat
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -36,34 +37,44 @@ class LlmConfig:
             raise ValueError(f"llm.dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
 
 
+def load_model(path: str, revision: str | None, dtype: str, device_map: str | None = None) -> Any:
+    """The causal LM of a folder or hub repository, frozen, in evaluation mode; on the CPU unless a map says otherwise.
+
+    Raises:
+        UserError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    folder = checkpoints.resolve(path, revision, "LLM")
+    how: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
+    if device_map:
+        how["device_map"] = device_map
+    try:
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, **how)
+    except (OSError, ValueError) as error:
+        raise UserError(f"LLM {path} cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from None
+    return model.eval().requires_grad_(False)
+
+
 class FrozenLlm:
     """A causal LLM that continues prompts given as input embeddings."""
 
     def __init__(self, cfg: LlmConfig) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-        from transformers.utils import logging
+        from transformers import GenerationConfig
 
-        logging.disable_progress_bar()
         self.path = cfg.path
-        folder = checkpoints.resolve(cfg.path, cfg.revision, "LLM")
-        how: dict[str, Any] = {"dtype": getattr(torch, cfg.dtype), "use_safetensors": True, "trust_remote_code": False}
-        if cfg.device_map:
-            how["device_map"] = cfg.device_map
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            self.model = AutoModelForCausalLM.from_pretrained(folder, **how)
-        except (OSError, ValueError) as error:
-            raise UserError(f"LLM {cfg.path} cannot be loaded: {str(error).strip().splitlines()[0][:300]}") from None
+        self.tokenizer = read_tokenizer(checkpoints.resolve(cfg.path, cfg.revision, "LLM"))
+        self.chat = Chat(self.tokenizer)
+        self.model = load_model(cfg.path, cfg.revision, cfg.dtype, cfg.device_map)
         if not cfg.device_map:
             self.model.to(device_here(cfg.device))
-        self.model.eval().requires_grad_(False)
         self.embeddings = self.model.get_input_embeddings()
         self.device, self.dtype = self.embeddings.weight.device, self.embeddings.weight.dtype
         ends = self.model.generation_config.eos_token_id
         ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self.end_ids = sorted({*ends, self.tokenizer.eos_token_id} - {None})
-        if not self.end_ids:
-            raise UserError(f"LLM {cfg.path} names no end-of-sequence token, neither its config nor its tokenizer")
+        self.end_ids = sorted({*ends, self.tokenizer.eos_token_id, self.chat.end_id} - {None})
         pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_ids[0]
         # Nothing of the checkpoint's own settings stays: sampling or a repetition penalty would not be greedy decoding.
         settings = {"do_sample": False, "eos_token_id": self.end_ids, "pad_token_id": pad_id}
@@ -74,16 +85,6 @@ class FrozenLlm:
         with torch.inference_mode():
             vectors: Tensor = self.embeddings(torch.tensor(list(ids), dtype=torch.long, device=self.device))
         return vectors
-
-    def require_embeddings(self, targets: TargetSet) -> None:
-        """Raises UserError unless this LLM embeds the targets' tokens as the targets have them."""
-        own_RD = self.embed(targets.token_ids.tolist()[:512]).float().cpu()
-        theirs_RD = targets.rows_RD[:512].to(self.dtype).float()
-        if own_RD.shape != theirs_RD.shape or not torch.allclose(own_RD, theirs_RD, rtol=1e-2, atol=1e-3):
-            raise UserError(
-                f"LLM {self.path} does not embed tokens as target set {targets.root} has them; "
-                f"name the LLM that the targets came from ({targets.contract['llm']})"
-            )
 
     @torch.inference_mode()
     def answer(self, prompts: Sequence[Tensor], max_new_tokens: int) -> list[str]:

@@ -20,10 +20,11 @@ from sm_train import config, files
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.lengths import num_positions
-from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER
+from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER, TargetSet
 from sm_train.data.text import NORMALISERS, normalise
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
+from sm_train.models.tokenizer import Tokenizer, tokenizer_hash
 from sm_train.records import Quarantined
 
 PART_UTTERANCES = 16_384
@@ -44,43 +45,6 @@ class TargetConfig:
     def __post_init__(self) -> None:
         if self.normaliser not in NORMALISERS:
             raise ValueError(f"targets: normaliser is {self.normaliser!r}; it must be one of {', '.join(NORMALISERS)}")
-
-
-class Tokenizer:
-    """An LLM's tokenizer and its pad.
-
-    Raises:
-        UserError: the pad is not named and the tokenizer has none, or the named one is unknown.
-    """
-
-    def __init__(self, folder: Path, pad_token: str | None) -> None:
-        from transformers import AutoTokenizer
-
-        try:
-            self.inner = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"LLM {folder}: its tokenizer cannot be loaded ({reason})") from None
-        name = pad_token or self.inner.pad_token
-        special = [t for t in self.inner.get_added_vocab() if t != self.inner.eos_token]
-        candidates = ", ".join(special[:8]) or "none found"
-        if name is None:
-            raise UserError(
-                f"LLM {folder}: its tokenizer has no pad token; name one as pad_token (special tokens: {candidates})"
-            )
-        self.pad_id: int = self.inner.convert_tokens_to_ids(name)
-        if self.pad_id is None or (self.pad_id == self.inner.unk_token_id and name != self.inner.unk_token):
-            raise UserError(f"LLM {folder}: pad_token {name!r} is not in its vocabulary (special tokens: {candidates})")
-        self.pad_token: str = name
-        self.pad_is_eos: bool = self.pad_id == self.inner.eos_token_id
-
-    def ids(self, text: str) -> list[int]:
-        """The ids of a text alone, without special tokens."""
-        return list(self.inner(text, add_special_tokens=False)["input_ids"])
-
-    def text(self, ids: Sequence[int]) -> str:
-        """The text of some ids, special tokens left out."""
-        return str(self.inner.decode(list(ids), skip_special_tokens=True))
 
 
 def embedding_module(folder: Path) -> torch.nn.Module:
@@ -129,6 +93,19 @@ def _embedding_tensor(folder: Path, tied: bool) -> tuple[str, torch.Tensor]:
     )
 
 
+def require_embeddings(folder: Path, targets: TargetSet) -> None:
+    """Raises UserError unless the LLM in a folder embeds the targets' tokens exactly as the targets have them."""
+    module, ids = embedding_module(folder), torch.from_numpy(targets.token_ids).long()
+    fits = int(ids.max()) < module.num_embeddings  # type: ignore[operator]
+    with torch.inference_mode():
+        own_RD = module(ids) if fits else None
+    if own_RD is None or own_RD.shape != targets.rows_RD.shape or not torch.equal(own_RD, targets.rows_RD):
+        raise UserError(
+            f"LLM {folder} does not embed tokens as target set {targets.root} has them; "
+            f"name the LLM that the targets came from ({targets.contract['llm']})"
+        )
+
+
 def build(cfg: TargetConfig, shard_set: Path) -> bool:
     """Write ``targets/NAME`` of a complete shard set; a complete one with the same contract is left alone.
 
@@ -149,12 +126,11 @@ def build(cfg: TargetConfig, shard_set: Path) -> bool:
     folder = checkpoints.resolve(cfg.llm, cfg.revision, "LLM")
     tokenizer = Tokenizer(folder, cfg.pad_token)
     backend = tokenizer.inner.backend_tokenizer.to_str()
-    contract = {**asked, "tokenizer_hash": config.fingerprint({"tokenizer": backend})}
+    contract = {**asked, "tokenizer_hash": tokenizer_hash(tokenizer.inner)}
     contract |= {"pad_token": tokenizer.pad_token, "pad_id": tokenizer.pad_id}
     module = embedding_module(folder)
     shards.open_set(root, contract)
-    if tokenizer.pad_is_eos:
-        print(f"warning: pad_token {tokenizer.pad_token!r} also ends a sequence; name another token if there is one")
+    tokenizer.warn_of_pad()
     shards.remove_leftovers(root)
     parts = _write_parts(root, utterances, tokenizer, cfg.normaliser)
     used = _used_ids(root, parts, tokenizer.pad_id)

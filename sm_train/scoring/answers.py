@@ -12,7 +12,7 @@ from typing import Any
 from sm_train.data import shards
 from sm_train.errors import UserError
 from sm_train.models.llm import FrozenLlm
-from sm_train.prompts import LANGUAGES, PromptSet, fill
+from sm_train.prompts import PromptSet, message_for
 from sm_train.records import Task
 from sm_train.runlog import clock
 from sm_train.scoring.scores import Hypothesis
@@ -61,9 +61,7 @@ def questions_about(
         if row is None:
             continue
         prompt = prompts.choose(task.task, group, seed, f"{task.utterance_id}/{task.target_lang}")
-        language = LANGUAGES.get(task.target_lang, task.target_lang)
-        message = fill(prompt, {"target_language": language, **task.variables})
-        found.append(Question(row["ordinal"], row["split"], task, prompt, message))
+        found.append(Question(row["ordinal"], row["split"], task, prompt, message_for(prompt, task)))
     if not found:
         raise UserError("the instructions hold no task about the utterances of these splits")
     return found

@@ -11,13 +11,13 @@ from html import escape
 from pathlib import Path
 
 from sm_train.data.text import normalise
-from sm_train.scoring.scores import Hypothesis, Result
+from sm_train.scoring.scores import IN_LANGUAGE, Hypothesis, Result
 
 TOPLINE = "topline"
 _LOWER_IS_BETTER = ("WER", "CER")
 _ARROWS = ("\u2191", "\u2193")
 _SHARED = ("chrF", "accuracy")
-_ORDER = ("WER", "CER", "chrF", "BLEU", "exact", "accuracy")
+_ORDER = ("WER", "CER", "chrF", IN_LANGUAGE, "BLEU", "exact", "accuracy")
 _MISTAKES_SHOWN = 8
 
 
@@ -130,7 +130,7 @@ def _best(cells: dict[tuple[str, str, str], Result], systems: Sequence[str], col
 def _score_cell(cell: Result | None, best: bool, first: str) -> str:
     if cell is None:
         return f"<td{first}>\u2013</td>"
-    digits, full = (2, 1.0) if cell.metric in ("exact", "accuracy") else (1, 100.0)
+    digits, full = (2, 1.0) if cell.metric in (IN_LANGUAGE, "exact", "accuracy") else (1, 100.0)
     left, right = (100 * min(max(end / full, 0.0), 1.0) for end in (cell.low, cell.high))
     weight = ' class="best"' if best else ""
     return (

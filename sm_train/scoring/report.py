@@ -24,7 +24,8 @@ _HOW_TO_READ = (
     "Each row is a system, each value stands above its 95% interval (bootstrap over utterances), drawn below it on the "
     "metric's whole scale. <b>Bold</b> is the best value apart from the topline; where intervals overlap it means "
     "little. WER and CER count errors in percent: lower is better. All else is better when higher; <i>exact</i> and "
-    "<i>accuracy</i> are shares of answers that are right to the word."
+    "<i>accuracy</i> are shares of answers that are right to the word, <i>in language</i> of those in the language "
+    "asked for."
 )
 _TOPLINE_NOTE = (
     "The <i>topline</i> is the language model reading the true transcript instead of hearing the speech: the mark to "

@@ -25,9 +25,12 @@ from sacrebleu.metrics.chrf import CHRF
 from sm_train import files
 from sm_train.data.text import normalise
 from sm_train.errors import UserError
+from sm_train.scoring.language import Languages, is_in
 
 RESAMPLES = 1000
 SEED = 20417
+IN_LANGUAGE = "in language"
+"""The share of answers in the language asked for, right or wrong."""
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +78,7 @@ class Result(_Record):
     task: str
     """asr | st-LANG | sqa"""
     metric: str
-    """WER, CER (percent, lower is better), BLEU, chrF (0 to 100), exact, accuracy (0 to 1)."""
+    """WER, CER (percent, lower is better), BLEU, chrF (0 to 100), in language, exact, accuracy (0 to 1)."""
     value: float
     low: float
     """Lower end of the 95% percentile bootstrap interval over utterances."""
@@ -86,10 +89,11 @@ class Result(_Record):
     signature: str
 
 
-def score(hypotheses: Sequence[Hypothesis], normaliser: str) -> list[Result]:
+def score(hypotheses: Sequence[Hypothesis], normaliser: str, languages: Languages | None = None) -> list[Result]:
     """All metrics of each (system, task, split), in the order in which these first occur.
 
-    ``normaliser`` holds for WER, CER, exact and accuracy; BLEU and chrF see the texts as they are.
+    ``normaliser`` holds for WER, CER, exact and accuracy; all else sees the texts as they are. ``languages`` tells
+    which answers are in the asked-for language; None leaves that metric out.
     Raises :class:`UserError` for an unknown task or normaliser and for a reference with nothing left after it.
     """
     groups: dict[tuple[str, str, str], list[Hypothesis]] = {}
@@ -103,13 +107,15 @@ def score(hypotheses: Sequence[Hypothesis], normaliser: str) -> list[Result]:
         pairs = [_normal_pair(item, normaliser) for item in items]
         rows = _utterance_rows([item.id for item in items])
         for metric in _METRICS[items[0].task]:
-            stats, compute, signature = _metric(metric, items, pairs, normaliser)
+            if metric == IN_LANGUAGE and languages is None:
+                continue
+            stats, compute, signature = _metric(metric, items, pairs, normaliser, languages)
             value, low, high = _with_interval(stats, rows, compute)
             results.append(Result(system, task, metric, value, low, high, len(items), split, signature))
     return results
 
 
-_METRICS = {"asr": ("WER", "CER", "exact"), "st": ("BLEU", "chrF", "exact"), "sqa": ("accuracy",)}
+_METRICS = {"asr": ("WER", "CER", "exact"), "st": ("BLEU", "chrF", IN_LANGUAGE, "exact"), "sqa": ("accuracy",)}
 
 
 def _normal_pair(item: Hypothesis, normaliser: str) -> tuple[str, str]:
@@ -135,8 +141,9 @@ def _utterance_rows(ids: Sequence[str]) -> NDArray[np.intp]:
 
 
 def _metric(
-    metric: str, items: Sequence[Hypothesis], pairs: Sequence[tuple[str, str]], normaliser: str
-) -> tuple[Floats, Callable[[Floats], float], str]:
+    metric: str, items: Sequence[Hypothesis], pairs: Sequence[tuple[str, str]], normaliser: str,
+    languages: Languages | None,
+) -> tuple[Floats, Callable[[Floats], float], str]:  # fmt: skip
     """(statistics of each hypothesis [., K], the metric of their sum [K], signature)."""
     ours = f"normaliser:{normaliser}|bootstrap:{RESAMPLES}|seed:{SEED}"
     if metric in ("BLEU", "chrF"):
@@ -148,11 +155,18 @@ def _metric(
     if metric in ("WER", "CER"):
         signature = f"{metric}|jiwer:{version('jiwer')}|{ours}"
         return error_counts(pairs, characters=metric == "CER"), lambda sums: float(100 * sums[0] / sums[1]), signature
+    if metric == IN_LANGUAGE and languages:
+        right = np.array([[is_in(languages, i.hypothesis, i.target_lang), 1] for i in items], np.float64)
+        return right, _share, f"{metric}|{languages.signature}|bootstrap:{RESAMPLES}|seed:{SEED}"
     if metric == "accuracy":
         pairs = [(_without_article(reference), _without_article(hypothesis)) for reference, hypothesis in pairs]
         ours = f"exact match without a leading a, an or the|{ours}"
     right = np.array([[reference == hypothesis, 1] for reference, hypothesis in pairs], np.float64)
-    return right, lambda sums: float(sums[0] / sums[1]), f"{metric}|{ours}"
+    return right, _share, f"{metric}|{ours}"
+
+
+def _share(sums: Floats) -> float:
+    return float(sums[0] / sums[1])
 
 
 def error_counts(pairs: Sequence[tuple[str, str]], *, characters: bool) -> Floats:
@@ -185,29 +199,6 @@ def _with_interval(
         values.append(compute(times_drawn_U @ stats_UK))
     low, high = np.percentile(values, [2.5, 97.5])
     return compute(stats_UK.sum(axis=0)), float(low), float(high)
-
-
-def table(results: Sequence[Result]) -> str:
-    """A plain table for the terminal: a row for each system and split, the main metric of each task as columns."""
-    languages = list(dict.fromkeys(result.task for result in results if result.task.startswith("st-")))
-    columns = [("asr", "WER", "ASR WER")]
-    columns += [(task, metric, f"{task[3:]} {metric}") for metric in ("chrF", "BLEU") for task in languages]
-    columns += [("sqa", "accuracy", "SQA accuracy")]
-    values = {(r.system, r.split, r.task, r.metric): r.value for r in results}
-    present = {(r.task, r.metric) for r in results}
-    columns = [column for column in columns if column[:2] in present]
-    lines = [["system", "split", *(title for *_, title in columns)]]
-    for system, split in dict.fromkeys((result.system, result.split) for result in results):
-        cells = [values.get((system, split, task, metric)) for task, metric, _ in columns]
-        digits = [2 if metric == "accuracy" else 1 for _, metric, _ in columns]
-        shown = ["-" if cell is None else f"{cell:.{n}f}" for cell, n in zip(cells, digits, strict=True)]
-        lines.append([system, split, *shown])
-    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    rows = []
-    for line in lines:
-        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        rows.append("  ".join(names + [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]))
-    return "\n".join(row.rstrip() for row in rows)
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:

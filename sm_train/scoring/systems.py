@@ -20,10 +20,10 @@ from sm_train.data.text import normalise
 from sm_train.models.llm import FrozenLlm
 from sm_train.models.mapper import SpeechMapper
 from sm_train.models.speech import CtcHead
-from sm_train.prompts import SPEECH, chat_halves
+from sm_train.prompts import SPEECH
 from sm_train.scoring import decode
 
-TOPLINE, CASCADE, STAGE_1 = "topline", "cascade", "stage 1"
+TOPLINE, CASCADE = "topline", "cascade"
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,6 @@ def ask(llm: FrozenLlm, messages: Sequence[str], vectors: Sequence[Tensor], max_
     prompts = []
     for message, vectors_ND in zip(messages, vectors, strict=True):
         assert SPEECH in message
-        prefix, suffix = chat_halves(llm.tokenizer, message)
+        prefix, suffix = llm.chat.halves(message)
         prompts.append(torch.cat([llm.embed(prefix), vectors_ND.to(llm.device, llm.dtype), llm.embed(suffix)]))
     return llm.answer(prompts, max_new_tokens)

@@ -23,6 +23,7 @@ from sm_train.errors import UserError
 from sm_train.train.engines.base import TrainState
 
 ATTEMPT = "attempt.json"
+WEIGHTS = "mapper.safetensors"
 
 
 @dataclass
@@ -35,7 +36,8 @@ class Checkpoint:
     """The next step to take."""
     contract: dict[str, Any]
     """Plan, settings, frozen models: compared on resume."""
-    best_wer: float | None
+    best_valid: float | None
+    """The lowest validation figure so far, of the kind the run is judged by."""
 
 
 def begin_attempt(run: Path) -> int:
@@ -69,7 +71,7 @@ def save(
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     state = checkpoint.state
-    save_file(state.weights, aside / "mapper.safetensors")
+    save_file(state.weights, aside / WEIGHTS)
     moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
     flat = {f"{kind}.{name}": tensor for kind, tensors in moments.items() for name, tensor in tensors.items()}
     save_file(flat, aside / "moments.safetensors")
@@ -83,7 +85,7 @@ def save(
             "step_in_epoch": checkpoint.position.step,
             "adam_step": state.adam_step,
             "scaler": state.scaler,
-            "best_wer": checkpoint.best_wer,
+            "best_valid": checkpoint.best_valid,
             "contract": checkpoint.contract,
         },
     )
@@ -103,7 +105,7 @@ def load(folder: Path) -> Checkpoint:
     """
     saved = files.read_json(folder / "state.json")
     try:
-        weights, moments = load_file(folder / "mapper.safetensors"), load_file(folder / "moments.safetensors")
+        weights, moments = load_file(folder / WEIGHTS), load_file(folder / "moments.safetensors")
     except (OSError, SafetensorError) as error:
         raise UserError(f"checkpoint {folder} is damaged ({error}); point latest at another one") from None
     kinds = {
@@ -118,7 +120,7 @@ def load(folder: Path) -> Checkpoint:
         saved["scaler"],
     )
     position = Position(saved["epoch"], saved["step_in_epoch"])
-    return Checkpoint(state, saved["global_step"], position, saved["contract"], saved["best_wer"])
+    return Checkpoint(state, saved["global_step"], position, saved["contract"], saved["best_valid"])
 
 
 def latest(run: Path) -> Path | None:
@@ -127,8 +129,22 @@ def latest(run: Path) -> Path | None:
 
 
 def best(run: Path) -> Path | None:
-    """The checkpoint with the lowest validation WER, or the newest where none was validated."""
+    """The checkpoint with the best validation, or the newest where none was validated."""
     return _pointed(run / "checkpoints" / "best") or latest(run)
+
+
+def find(path: Path, name: str = "best") -> Path:
+    """The checkpoint folder that ``best`` or ``latest`` of a run folder names; a checkpoint folder is taken as it is.
+
+    Raises:
+        UserError: there is none.
+    """
+    if (path / WEIGHTS).exists():
+        return path
+    found = {"best": best, "latest": latest}.get(name, lambda _run: Path(name))(path)
+    if found is None or not (found / WEIGHTS).exists():
+        raise UserError(f"run {path} has no checkpoint {name!r}; train it first, or name a checkpoint folder")
+    return found
 
 
 def _pointed(link: Path) -> Path | None:

@@ -26,6 +26,7 @@ from sm_train.train.objectives import Objective
 from sm_train.train.schedule import ScheduleConfig, learning_rate
 
 _SKIPS_IN_A_ROW = 20
+_SHOWN = {"valid_ce": "valid CE {:.3f}", "valid_accuracy": "accuracy {:.3f}", "valid_wer": "valid WER {:.1%}"}
 
 
 @dataclass(frozen=True)
@@ -58,13 +59,14 @@ class Run:
     description: dict[str, object]
     global_step: int = 0
     position: Position = Position(0, 0)
-    best_wer: float | None = None
+    best_valid: float | None = None
+    """The lowest value so far of what validation names first."""
     skips_in_a_row: int = 0
 
 
 def train(
     cfg: LoopConfig, schedule: ScheduleConfig, engine: Engine, objective: Objective, loader: Loader, run: Run,
-    log: RunLog | None, validate: Callable[[], float] | None,
+    log: RunLog | None, validate: Callable[[], dict[str, float]] | None,
 ) -> None:  # fmt: skip
     """Train from the run's position to the last step.
 
@@ -81,16 +83,17 @@ def train(
         line.update({**clock.tick(step), **stall})
         is_last, is_best = run.global_step == cfg.steps, False
         if validate is not None and (run.global_step % cfg.validate_every == 0 or is_last):
-            line["valid_wer"] = wer = validate()
-            is_best = run.best_wer is None or wer < run.best_wer
-            run.best_wer = wer if is_best else run.best_wer
+            line.update(found := validate())
+            judged_by = next(iter(found.values()))
+            is_best = run.best_valid is None or judged_by < run.best_valid
+            run.best_valid = judged_by if is_best else run.best_valid
         if log is not None:
             log.write(run.global_step, line)
         # After the line: a run killed in between then has both or neither, as lines beyond the checkpoint are cut off.
         stall = {}
         if run.global_step % cfg.save_every == 0 or is_last or is_best:
             stall["checkpoint_s"] = _save(engine, run, is_best=is_best, keep=cfg.keep)
-        if run.global_step % cfg.log_every == 0 or "valid_wer" in line or is_last:
+        if run.global_step % cfg.log_every == 0 or any(name in line for name in _SHOWN) or is_last:
             say(_terminal_line(run.global_step, cfg.steps, line, clock.steps_per_s))
 
 
@@ -147,13 +150,13 @@ def _forward_backward(engine: Engine, objective: Objective, loader: Loader, step
     Raises:
         UserError: a loss is not finite on some rank.
     """
-    terms = list(objective.weights)
+    terms = [*objective.weights, *objective.measures]
     # Sums by term, then a flag for each lane whose loss is not finite.
     report = torch.zeros(len(terms) + loader.lanes, dtype=torch.float64)
     for number, (lane, batch) in enumerate(step.batches, start=1):
         torch.manual_seed(_dropout_seed(seed, step.position, lane))
         sums = engine.forward(batch)
-        parts = [objective.weights[t] / step.counts[t] * sums[t] for t in terms if step.counts[t] > 0]
+        parts = [weight / step.counts[t] * sums[t] for t, weight in objective.weights.items() if step.counts[t] > 0]
         loss = torch.stack(parts).sum()
         engine.backward(loss, is_last=number == len(step.batches))
         report[: len(terms)] += torch.stack([sums[t].detach() for t in terms]).double().cpu()
@@ -166,8 +169,8 @@ def _forward_backward(engine: Engine, objective: Objective, loader: Loader, step
             f"{', '.join(map(str, bad_lanes))}: utterances {loader.names(step.position, bad_lanes)}"
         )
     means = {t: float(report[i]) / step.counts[t] for i, t in enumerate(terms) if step.counts[t] > 0}
-    total = sum(objective.weights[t] * mean for t, mean in means.items())
-    return {"loss": total, **{f"loss_{t}": mean for t, mean in means.items()}}
+    total = sum(weight * means[t] for t, weight in objective.weights.items() if t in means)
+    return {"loss": total, **{t if t in objective.measures else f"loss_{t}": mean for t, mean in means.items()}}
 
 
 def _dropout_seed(seed: int, position: Position, lane: int) -> int:
@@ -195,7 +198,7 @@ def _save(engine: Engine, run: Run, *, is_best: bool, keep: int) -> float:
     begun = time.perf_counter()
     state = engine.capture()
     if state is not None:
-        saved = checkpoint.Checkpoint(state, run.global_step, run.position, run.contract, run.best_wer)
+        saved = checkpoint.Checkpoint(state, run.global_step, run.position, run.contract, run.best_valid)
         checkpoint.save(run.folder, run.attempt, saved, run.description, is_best=is_best, keep=keep)
     return time.perf_counter() - begun
 
@@ -208,8 +211,8 @@ def _peak_memory_mb(device: torch.device) -> float:
 
 def _terminal_line(step: int, steps: int, line: dict[str, Any], steps_per_s: float) -> str:
     left_s = (steps - step) / steps_per_s
-    wer = f", valid WER {100 * line['valid_wer']:.1f}%" if "valid_wer" in line else ""
+    found = "".join(f", {shown.format(line[name])}" for name, shown in _SHOWN.items() if name in line)
     return (
         f"step {step}/{steps}: loss {line['loss']:.4f}, grad norm {line['grad_norm']:.2f}, lr {line['lr']:.1e}, "
-        f"{steps_per_s:.2f} steps/s, ETA {clock(left_s)}{wer}"
+        f"{steps_per_s:.2f} steps/s, ETA {clock(left_s)}{found}"
     )

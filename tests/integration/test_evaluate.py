@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from sm_train import ask, config, evaluate, files
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig, SpeechMapper
+from sm_train.prompts import Chat
+from sm_train.scoring import mappers
+from sm_train.train import checkpoint
 from tests import builders
 
 pytestmark = pytest.mark.slow
+
+MESSAGES = ("Say.\n{speech}", "In {target_language}.\n{speech}")
 
 
 @pytest.fixture(scope="module")
@@ -34,14 +40,16 @@ def job(tmp_path_factory: pytest.TempPathFactory, shard_set: Path, manifest: Pat
     save_file(dict(mapper.state_dict()), step / "mapper.safetensors")
     files.write_json(step / "config.json", mapper.description())
     frozen = {name: dataset[name] for name in ("encoder", "encoder_revision", "layer", "pool")}
-    contract = {**frozen, "llm": targets.contract["llm"], "llm_revision": None}
+    contract = {**frozen, "encoder_hash": dataset["encoder_hash"], "llm": targets.contract["llm"], "llm_revision": None}
     files.write_json(step / "state.json", {"global_step": 1, "contract": contract})
     (folder / "run" / "checkpoints" / "latest").symlink_to("step-1")
     run_config = {"shards": str(shard_set), "target": "tiny", "trim": "change_point"}
     (folder / "run" / "config.yaml").write_text(json.dumps(run_config))
-    (folder / "prompts.yaml").write_text('asr:\n  train: ["Say.\\n{speech}"]\n')
+    prompts = {task: {"train": [message]} for task, message in zip(("asr", "st"), MESSAGES, strict=True)}
+    (folder / "prompts.yaml").write_text(json.dumps(prompts))
     ids = [row["id"] for row in utterances(shard_set) if row["split"] == "dev"]
     tasks = [{"utterance_id": i, "task": "asr", "target_lang": "en", "answer": "the answer"} for i in ids]
+    tasks.append({"utterance_id": ids[0], "task": "st", "target_lang": "fr", "answer": "la réponse"})
     (folder / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
     values = {
         "run": str(folder / "run"),
@@ -58,6 +66,38 @@ def job(tmp_path_factory: pytest.TempPathFactory, shard_set: Path, manifest: Pat
     return folder
 
 
+@pytest.fixture
+def tuned(job: Path, tmp_path: Path) -> Path:
+    """A run of stage 2: the run of stage 1 with other weights and the contract of a tuning."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(job / "run" / "checkpoints", tmp_path / "tuned" / "checkpoints", symlinks=True)
+    step = tmp_path / "tuned" / "checkpoints" / "step-1"
+    weights = load_file(step / "mapper.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in weights.items()}, step / "mapper.safetensors")
+    values = config.read_yaml(job / "config.yaml")
+    chat = Chat(AutoTokenizer.from_pretrained(values["llm"]["path"]))
+    rendered = {f"rendered.{message}": chat.halves(message) for message in MESSAGES}
+    tuning = {"stage": "tune", "tasks": {"st-fr": 0.5, "asr": 0.5, "sqa": 0.0}, "objective.sigma": 0.9, **rendered}
+    edit_contract(tmp_path / "tuned", **tuning)
+    (tmp_path / "tuned" / "config.yaml").write_text(json.dumps({"shards": values["shards"], "target": "tiny"}))
+    return tmp_path / "tuned"
+
+
+def edit_contract(run: Path, **changes: object) -> None:
+    path = run / "checkpoints" / "step-1" / "state.json"
+    state = files.read_json(path)
+    files.write_json(path, {**state, "contract": {**state["contract"], **changes}})
+
+
+def with_another_template(run: Path) -> None:
+    """As if the template of the LLM had ended its prompts otherwise when the run was tuned."""
+    state = files.read_json(run / "checkpoints" / "step-1" / "state.json")
+    key = f"rendered.{MESSAGES[1]}"
+    prefix, suffix = state["contract"][key]
+    edit_contract(run, **{key: [prefix, [*suffix, 5]]})
+
+
 def utterances(shard_set: Path) -> list[dict[str, object]]:
     from sm_train.data.shards import read_table
 
@@ -71,7 +111,10 @@ def test_evaluation_writes_its_files_once(job: Path) -> None:
     results = files.read_json(job / "run" / "results.json")
     assert {r["system"] for r in results} == {"topline", "stage 1", "stage 1, no LLM"}
     hypotheses = (job / "run" / "hypotheses.jsonl").read_text().splitlines()
-    assert len(hypotheses) == 3 * len((job / "tasks.jsonl").read_text().splitlines())
+    asked = [json.loads(line)["task"] for line in (job / "tasks.jsonl").read_text().splitlines()]
+    assert len(hypotheses) == 2 * len(asked) + asked.count("asr")
+    assert {r["task"] for r in results if r["metric"] == "in language"} == {"st-fr"}
+    assert "py3langid:" in next(r["signature"] for r in results if r["metric"] == "in language")
     page = (job / "run" / "report.html").read_text()
     assert "data:audio/" in page
     assert "<svg" in page
@@ -91,6 +134,8 @@ def test_evaluation_writes_its_files_once(job: Path) -> None:
         ("instructions=/nowhere.parquet", "/nowhere.parquet does not exist"),
         ("prompt_group=held_out", "no held_out prompts for the task 'asr'"),
         ("trim=sometimes", "trim is 'sometimes'"),
+        ("tuned=[/nowhere]", "run /nowhere has no checkpoint 'best'; train it first"),
+        ("lexicon=/nowhere.json", "/nowhere.json does not exist"),
     ],
 )
 def test_a_mistake_is_one_line(job: Path, override: str, line: str) -> None:
@@ -112,12 +157,77 @@ def test_ask_refuses_what_is_no_recording(job: Path) -> None:
         ask.main([str(job / "run"), str(job / "tasks.jsonl"), "What is said?"])
 
 
+def test_a_tuned_run_is_one_more_system(job: Path, tuned: Path, tmp_path: Path) -> None:
+    shutil.copytree(job / "run", tmp_path / "run", symlinks=True)
+    (tmp_path / "words.json").write_text(json.dumps({"fr": ["le"], "en": ["the"]}))
+    keys = [f"run={tmp_path / 'run'}", f"tuned=[{tuned}]", f"lexicon={tmp_path / 'words.json'}"]
+    first = builders.run_module("sm_train.evaluate", job / "config.yaml", *keys)
+    assert first.returncode == 0, first.stderr
+    results = files.read_json(tmp_path / "run" / "results.json")
+    named = "stage 2 ASR/ST-FR-CE+MSE"
+    assert [*dict.fromkeys(r["system"] for r in results)] == [
+        "topline", "stage 1", "stage 1, no LLM", named, f"{named}, no LLM"
+    ]  # fmt: skip
+    assert "in language" in {r["metric"] for r in results if r["system"] == named}
+    assert named in (tmp_path / "run" / "report.html").read_text()
+    assert "evaluated already" in builders.run_module("sm_train.evaluate", job / "config.yaml", *keys).stdout
+    described = files.read_json(tmp_path / "run" / "evaluation.json")
+    assert set(described["mappers"]) == {"stage 1", named}
+    cfg = config.load(evaluate.EvaluateConfig, [str(job / "config.yaml"), *keys], "sm_train.evaluate")
+    (tmp_path / "words.json").write_text(json.dumps({"fr": ["la"]}))
+    mapper = tuned / "checkpoints" / "step-1" / "mapper.safetensors"
+    save_file({name: 2 * tensor for name, tensor in load_file(mapper).items()}, mapper)
+    trained = mappers.read_all([(run, checkpoint.find(run)) for run in (tmp_path / "run", tuned)])
+    now = evaluate._described(cfg, trained)
+    assert {name for name in now if now[name] != described[name]} == {"lexicon", "mappers"}
+    assert now["mappers"]["stage 1"] == described["mappers"]["stage 1"]
+
+
+def test_a_tuned_run_of_another_template_needs_a_word(
+    job: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Reached(Exception):
+        pass
+
+    def reach(*_: object) -> None:
+        raise Reached
+
+    monkeypatch.setattr(evaluate, "answer_all", reach)
+    keys = [str(job / "config.yaml"), f"tuned=[{tuned}]", f"run={tmp_path / 'run'}"]
+    shutil.copytree(job / "run", tmp_path / "run", symlinks=True)
+    with pytest.raises(Reached):
+        evaluate.main(keys)
+    with_another_template(tuned)
+    with pytest.raises(UserError, match=r"In \{target_language\}.*set other_template: true") as caught:
+        evaluate.main(keys)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(Reached):
+        evaluate.main([*keys, "other_template=true"])
+
+
+def test_a_tuned_run_of_another_encoder_is_refused(job: Path, tuned: Path, tmp_path: Path) -> None:
+    edit_contract(tuned, encoder_hash="another")
+    shutil.copytree(job / "run", tmp_path / "run", symlinks=True)
+    with pytest.raises(UserError, match="encoder_hash is 'another' there"):
+        evaluate.main([str(job / "config.yaml"), f"tuned=[{tuned}]", f"run={tmp_path / 'run'}"])
+
+
+def test_ask_hears_a_tuned_run_by_its_own_template_alone(tuned: Path, manifest: Path) -> None:
+    recording = sorted((manifest.parent / "audio").iterdir())[0]
+    heard, _said = ask.answer(tuned, recording, "What is said?", max_new_tokens=2)
+    assert heard
+    with_another_template(tuned)
+    with pytest.raises(UserError, match="renders the prompt"):
+        ask.answer(tuned, recording, "What is said?", max_new_tokens=2)
+
+
 @pytest.mark.parametrize("name", ["prompts.yaml", "tasks.jsonl"])
 def test_what_changed_in_place_is_evaluated_anew(job: Path, name: str) -> None:
     cfg = config.load(evaluate.EvaluateConfig, [str(job / "config.yaml")], "sm_train.evaluate")
     step = job / "run" / "checkpoints" / "step-1"
-    before, text = evaluate._described(cfg, step), (job / name).read_text()
+    trained = [mappers.read(job / "run", step)]
+    before, text = evaluate._described(cfg, trained), (job / name).read_text()
     (job / name).write_text(text + "\n")
-    assert evaluate._described(cfg, step) != before
+    assert evaluate._described(cfg, trained) != before
     (job / name).write_text(text)
-    assert evaluate._described(cfg, step) == before
+    assert evaluate._described(cfg, trained) == before

@@ -6,16 +6,19 @@ import itertools
 import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from sm_train.data import shards
 from sm_train.data.batches import Columns, Loader, SpeechItems, Step
 from sm_train.data.plan import Position
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
+from sm_train.records import MicroBatch
 from tests import training
 
 
@@ -190,3 +193,75 @@ def test_targets_of_another_state_of_the_set_are_an_error(root: Path, tmp_path: 
 def test_a_target_set_that_is_not_there_is_an_error_that_lists_the_others(root: Path) -> None:
     with pytest.raises(UserError, match="no complete target set 'llama'; it has: words"):
         TargetSet(root, "llama")
+
+
+class Chosen(NamedTuple):
+    """A micro-batch that remembers what it was made of."""
+
+    items: list[int]
+    epoch: int
+
+    def to(self, device: torch.device) -> Chosen:
+        return self
+
+
+class Some:
+    """Items of which an epoch goes through some: those that leave its own remainder by three."""
+
+    unit = "tokens"
+
+    def __init__(self, unit_length: bool = False) -> None:
+        sizes = np.random.default_rng(1).integers(3, 30, size=90)
+        self.columns: Columns = {"size": sizes}
+        self.lengths: NDArray[np.int64] = np.ones_like(sizes) if unit_length else sizes
+        self.ids = [f"item-{i}" for i in range(90)]
+        self.duration_s: NDArray[np.float64] = np.arange(90) / 4
+
+    def of_epoch(self, epoch: int) -> NDArray[np.int64]:
+        return np.flatnonzero(np.arange(90) % 3 == epoch % 3)
+
+    def collate(self, items: NDArray[np.int64], epoch: int) -> MicroBatch:
+        return Chosen(items.tolist(), epoch)
+
+
+def some_loader(items: Some, budget: int = 60, rank: int = 0, world_size: int = 1) -> Loader:
+    return Loader(items, lambda columns: columns, 2, budget, 2, rank, world_size)
+
+
+def test_an_epoch_goes_through_the_items_that_are_chosen_for_it() -> None:
+    items = Some()
+    seen: dict[int, list[int]] = {}
+    for step in first(some_loader(items), 60):
+        chosen = [batch for _, batch in step.batches if isinstance(batch, Chosen)]
+        of_step = [i for batch in chosen for i in batch.items]
+        assert {batch.epoch for batch in chosen} == {step.position.epoch}
+        assert step.counts == {"size": items.columns["size"][of_step].sum()}
+        assert step.audio_s == pytest.approx(items.duration_s[of_step].sum())
+        padded = sum(len(batch.items) * items.lengths[batch.items].max() for batch in chosen)
+        assert step.padding == pytest.approx(1 - items.lengths[of_step].sum() / padded)
+        assert all(len(batch.items) * items.lengths[batch.items].max() <= 60 for batch in chosen)
+        seen.setdefault(step.position.epoch, []).extend(of_step)
+    whole = [epoch for epoch in seen if epoch + 1 in seen]
+    assert len(whole) >= 3
+    for epoch in whole:
+        assert sorted(seen[epoch]) == items.of_epoch(epoch).tolist()
+
+
+def test_names_are_those_of_the_chosen_items_and_ranks_agree() -> None:
+    steps = first(some_loader(Some()), 25)
+    halves = [first(some_loader(Some(), rank=rank, world_size=2), 25) for rank in range(2)]
+    for number, step in enumerate(steps):
+        assert [half[number].batches[0] for half in halves] == step.batches
+        assert [half[number].counts for half in halves] == [step.counts] * 2
+        named = some_loader(Some()).names(step.position, [1], most=99)
+        assert named == ", ".join(f"item-{i}" for i in step.batches[1][1].items)  # type: ignore[attr-defined]
+
+
+def test_a_budget_above_is_named_in_the_items_own_unit() -> None:
+    with pytest.raises(UserError, match=r"'item-\d+' has 29 padded tokens, .* budget of 20; raise batch\.tokens"):
+        some_loader(Some(), budget=20)
+
+
+def test_the_plan_s_fingerprint_follows_the_lengths_of_all_items() -> None:
+    assert some_loader(Some()).fingerprint == some_loader(Some(), rank=1, world_size=2).fingerprint
+    assert some_loader(Some()).fingerprint != some_loader(Some(unit_length=True)).fingerprint

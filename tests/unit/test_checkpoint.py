@@ -22,19 +22,21 @@ class Stop(BaseException):
     """Stands for the death of the process."""
 
 
-def made(step: int, best_wer: float | None = 0.5) -> checkpoint.Checkpoint:
+def made(step: int, best_valid: float | None = 0.5) -> checkpoint.Checkpoint:
     generator = torch.Generator().manual_seed(step)
     tensors = [{name: torch.randn(3, 2, generator=generator) for name in ("a.weight", "b.weight")} for _ in range(3)]
     state = TrainState(*tensors, adam_step=step - 1, scaler={"cur_scale": 2.0**step})
-    return checkpoint.Checkpoint(state, step, Position(step // 10, step % 10), {"seed": 3, "widths": [1, 2]}, best_wer)
+    return checkpoint.Checkpoint(
+        state, step, Position(step // 10, step % 10), {"seed": 3, "widths": [1, 2]}, best_valid
+    )
 
 
 def assert_same(one: checkpoint.Checkpoint, other: checkpoint.Checkpoint) -> None:
     for kind in ("weights", "exp_avg", "exp_avg_sq"):
         assert_equal(getattr(one.state, kind), getattr(other.state, kind))
     assert (one.state.adam_step, one.state.scaler) == (other.state.adam_step, other.state.scaler)
-    assert (one.global_step, one.position, one.contract, one.best_wer) == (
-        other.global_step, other.position, other.contract, other.best_wer,
+    assert (one.global_step, one.position, one.contract, one.best_valid) == (
+        other.global_step, other.position, other.contract, other.best_valid,
     )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def test_a_stop_at_any_call_of_a_save_leaves_the_previous_or_the_new_one(
         assert_same(whole, made(whole.global_step))
         best = pointed(checkpoint.best(run))
         assert_same(best, made(best.global_step))
-        assert whole.global_step <= best.global_step  # never a latest whose best_wer no checkpoint has
+        assert whole.global_step <= best.global_step  # never a latest whose best_valid no checkpoint has
         seen.append(whole.global_step)
         attempt = checkpoint.begin_attempt(run)  # the next attempt makes the same steps
         save(run, 3, attempt, is_best=True, keep=1)
@@ -159,3 +161,28 @@ def test_a_damaged_checkpoint_is_an_error_that_names_it(run: Path, name: str, da
         path.write_bytes(data[: len(data) // 2])
     with pytest.raises(UserError, match="step-2"):
         pointed(checkpoint.latest(run))
+
+
+def test_find_takes_a_run_s_best_or_latest_or_a_checkpoint_folder(run: Path) -> None:
+    save(run, 2, is_best=True)
+    save(run, 4)
+    folder = run / "checkpoints"
+    assert checkpoint.find(run) == folder / "step-2"
+    assert checkpoint.find(run, "best") == folder / "step-2"
+    assert checkpoint.find(run, "latest") == folder / "step-4"
+    assert checkpoint.find(run, str(folder / "step-4")) == folder / "step-4"
+    assert checkpoint.find(folder / "step-4") == folder / "step-4"
+    assert checkpoint.load(checkpoint.find(folder / "latest")).global_step == 4
+
+
+def test_find_without_validation_is_the_latest(run: Path) -> None:
+    save(run, 2)
+    assert checkpoint.find(run) == run / "checkpoints/step-2"
+
+
+@pytest.mark.parametrize("name", ["best", "latest", "/nowhere/step-3"])
+def test_a_run_without_such_a_checkpoint_names_it(run: Path, name: str) -> None:
+    with pytest.raises(UserError, match=f"run {run} has no checkpoint '{name}'; train it first, or name a checkpoint"):
+        checkpoint.find(run, name)
+    with pytest.raises(UserError, match=r"run /nowhere/run has no checkpoint"):
+        checkpoint.find(Path("/nowhere/run"), name)

@@ -50,8 +50,11 @@ def batch(seed: int) -> Batch:
 
 
 def make(state: TrainState | None = None, **settings: object) -> engines_base.Engine:
-    module = Outer()
-    return make_engine(EngineConfig(device="cpu", **settings), module, module.inner, 2, state)  # type: ignore[arg-type]
+    engine, module = make_engine(EngineConfig(device="cpu", **settings), lanes=2), Outer()  # type: ignore[arg-type]
+    with engine.building():
+        pass
+    engine.prepare(module, module.inner, state)
+    return engine
 
 
 def take_step(engine: engines_base.Engine, number: int, scale: float = 1.0, lr: float = 1e-2) -> engines_base.Update:
@@ -175,7 +178,7 @@ def test_what_cannot_run_is_an_error(settings: dict[str, object], message: str) 
         make(**settings)
 
 
-@pytest.mark.parametrize(("name", "value"), [("precision", "fp8"), ("zero_stage", 3)])
+@pytest.mark.parametrize(("name", "value"), [("precision", "fp8"), ("zero_stage", 4)])
 def test_unknown_settings_are_errors(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"engine.{name} is {value!r}".replace(".", r"\.")):
         EngineConfig(**{name: value})  # type: ignore[arg-type]
@@ -194,9 +197,42 @@ def test_weights_of_another_shape_are_an_error_that_names_the_parameter() -> Non
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_deepspeed_accumulates_and_reduces_in_fp32(precision: str) -> None:
-    settings = zero_config(EngineConfig(precision=precision, zero_stage=2, clip=0.3), micro_batches=6)
+    settings = zero_config(EngineConfig(precision=precision, zero_stage=2, clip=0.3), 6, torch.device("cpu"))
     assert settings["data_types"] == {"grad_accum_dtype": "fp32"}
     assert settings["communication_data_type"] == "fp32"
     assert settings["gradient_accumulation_steps"] == 6
     assert settings["gradient_clipping"] == 0.3
     assert (settings["bf16"]["enabled"], settings["fp16"]["enabled"]) == (precision == "bf16", precision == "fp16")
+
+
+def test_stage_3_partitions_and_offload_leaves_weights_in_host_memory() -> None:
+    cpu = torch.device("cpu")
+    assert zero_config(EngineConfig(zero_stage=3), 2, cpu)["zero_optimization"] == {"stage": 3}
+    for device, pinned in ((cpu, False), (torch.device("cuda"), True)):
+        zero = zero_config(EngineConfig(zero_stage=3, offload=True), 2, device)["zero_optimization"]
+        assert zero == {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": pinned}}
+    with pytest.raises(ValueError, match=r"engine\.offload needs engine\.zero_stage 3; it is 1"):
+        EngineConfig(offload=True)
+
+
+class Around(Outer):
+    """The module with a frozen part, in the precision it was loaded in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(3, 3, dtype=torch.float32).eval().requires_grad_(False)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_only_what_is_trained_is_cast_moved_and_captured(precision: str) -> None:
+    engine, module = make_engine(EngineConfig(device="cpu", precision=precision, weight_decay=0.5), lanes=2), Around()
+    before = module.frozen.weight.clone()
+    engine.prepare(module, module.inner, None)
+    assert engine.module is module
+    for number in range(3):
+        assert take_step(engine, number).applied
+    assert torch.equal(module.frozen.weight, before)
+    assert module.frozen.weight.dtype == torch.float32
+    assert module.frozen.weight.grad is None
+    assert set(weights(engine)) == set(engine.gradients()) == {"up", "down"}
+    assert not torch.equal(weights(engine)["up"], Outer().inner.up)

@@ -7,7 +7,8 @@ import torch
 
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
-from sm_train.models.llm import FrozenLlm, LlmConfig
+from sm_train.models.llm import FrozenLlm, LlmConfig, load_model
+from sm_train.models.targets import require_embeddings
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +47,24 @@ def test_a_missing_folder_is_one_line() -> None:
         FrozenLlm(LlmConfig("./nowhere"))
 
 
-def test_targets_of_another_embedding_are_refused(llm: FrozenLlm, shard_set: Path) -> None:
+def test_targets_of_another_embedding_are_refused(llm_folder: Path, shard_set: Path) -> None:
     targets = TargetSet(shard_set, "tiny")
-    llm.require_embeddings(targets)
+    require_embeddings(llm_folder, targets)
     targets.rows_RD = targets.rows_RD.flip(0)
     with pytest.raises(UserError, match="does not embed tokens as target set"):
-        llm.require_embeddings(targets)
+        require_embeddings(llm_folder, targets)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_loaded_model_is_frozen_and_in_evaluation_mode(llm_folder: Path, dtype: str) -> None:
+    model = load_model(str(llm_folder), None, dtype)
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert {parameter.dtype for parameter in model.parameters()} == {getattr(torch, dtype)}
+    assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
+
+
+def test_a_folder_that_holds_no_llm_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"LLM {tmp_path} cannot be loaded: ") as caught:
+        load_model(str(tmp_path), None, "float32")
+    assert "\n" not in str(caught.value)

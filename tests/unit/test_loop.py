@@ -6,19 +6,21 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sm_train import pretrain
-from sm_train.data.batches import Loader
+from sm_train.data.batches import Columns, Loader
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
 from sm_train.records import Batch
 from sm_train.train import loop
 from sm_train.train.engines import Engine
 from sm_train.train.loop import LoopConfig
-from sm_train.train.objectives.padded import PaddedObjective
+from sm_train.train.objectives.padded import PaddedObjective, PaddedRegression
 from tests import training
 
 BAD = 19  # the ordinal of one utterance
@@ -111,11 +113,11 @@ def test_training_learns_the_words(shard_folder: Path, tmp_path: Path) -> None:
 def test_a_term_that_no_item_has_is_left_out(
     shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class NoPads(PaddedObjective):
-        def counts(self, columns):  # type: ignore[no-untyped-def]
+    class NoPads(PaddedRegression):
+        def counts(self, columns: Columns) -> dict[str, NDArray[np.int64]]:
             return {**super().counts(columns), "pad": 0 * columns["num_frames"]}
 
-    monkeypatch.setattr(pretrain, "PaddedObjective", NoPads)
+    monkeypatch.setattr(pretrain, "PaddedRegression", NoPads)
     training.train(training.write_config(tmp_path / "run.yaml", shard_folder, loop={"steps": 2, "validate_every": 0}))
     for line in training.metrics(tmp_path / "run"):
         assert "loss_pad" not in line

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sm_train.models.mapper import positions_of
 from sm_train.records import Batch
-from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective
+from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective, PaddedRegression
 
 D, R, PAD = 6, 9, 3
 # (frames, tokens): P > L + 1, P = L + 1, P = L, one position, P > L + 1 with frames that fill no position.
@@ -48,7 +48,8 @@ def world(items: list[tuple[int, int]] = ITEMS, seed: int = 0) -> tuple[Batch, T
 
 def objective(mapped_BPD: Tensor, table_RD: Tensor, mean_square: float = 1.7, **settings: object) -> PaddedObjective:
     cfg = PaddedConfig(**settings)  # type: ignore[arg-type]
-    return PaddedObjective(Fixed(mapped_BPD), table_RD, PAD, mean_square, cfg)  # type: ignore[arg-type]
+    regression = PaddedRegression(table_RD, PAD, mean_square, cfg.mse, cfg.cosine)
+    return PaddedObjective(Fixed(mapped_BPD), regression, cfg)  # type: ignore[arg-type]
 
 
 def columns(items: list[tuple[int, int]]) -> dict[str, np.ndarray]:
@@ -103,7 +104,7 @@ def test_the_terms_of_one_utterance_by_hand() -> None:
         "pad": 2,
         "cos": 3,
     }
-    assert torch.equal(made.targets(batch, 5)[0], targets_PD)
+    assert torch.equal(made.regression.targets(batch, 5)[0], targets_PD)
 
 
 def test_a_batch_is_the_sum_of_its_items() -> None:

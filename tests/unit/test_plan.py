@@ -130,7 +130,7 @@ def test_an_item_above_the_budget_is_named() -> None:
 
 
 def test_items_that_cannot_be_cut_into_a_multiple_of_the_lanes_are_an_error() -> None:
-    with pytest.raises(UserError, match=r"5 items fill 5 micro-batches.*multiple of 4 lanes; raise batch\.frames"):
+    with pytest.raises(UserError, match=r"5 items fill 5 micro-batches.*multiple of 4 lanes; raise the budget"):
         plan.plan_epoch(np.full(5, 60), 0, 0, 100, 4)
 
 
@@ -147,3 +147,68 @@ def test_the_fingerprint_follows_everything_but_the_epoch(lengths: np.ndarray) -
         plan.fingerprint(longer, 1, BUDGET, LANES),
     ]
     assert len({same, *others}) == 6
+
+
+# ---- mixtures of groups
+
+GROUPS = [np.arange(0, 40), np.arange(40, 53), np.arange(53, 253)]
+WEIGHTS = [2.0, 1.0, 0.5]
+
+
+def parts(mixed: np.ndarray) -> list[list[int]]:
+    """What is of each group, in order."""
+    return [mixed[np.isin(mixed, group)].tolist() for group in GROUPS]
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, [1, 1, 1], [0.01, 5, 3], [40, 13, 200]])
+def test_a_mixture_s_shares_hold_to_one_item(weights: list[float]) -> None:
+    total = min(len(group) * sum(weights) / weight for group, weight in zip(GROUPS, weights, strict=True))
+    for epoch in range(4):
+        sizes = [len(part) for part in parts(plan.mix(GROUPS, weights, 0, epoch))]
+        for size, weight in zip(sizes, weights, strict=True):
+            assert abs(size - weight / sum(weights) * total) < 1
+        assert any(size == len(group) for size, group in zip(sizes, GROUPS, strict=True))
+
+
+def test_a_mixture_goes_through_a_group_before_it_comes_again() -> None:
+    streams = [[], [], []]  # type: ignore[var-annotated]
+    for epoch in range(45):
+        for stream, part in zip(streams, parts(plan.mix(GROUPS, WEIGHTS, 0, epoch)), strict=True):
+            stream.extend(part)
+    for stream, group in zip(streams, GROUPS, strict=True):
+        rounds = [stream[at : at + len(group)] for at in range(0, len(stream), len(group))]
+        assert len(rounds) > 1
+        for one in rounds[:-1]:
+            assert sorted(one) == group.tolist()
+        assert len(set(rounds[-1])) == len(rounds[-1])
+
+
+def test_a_mixture_is_a_pure_function() -> None:
+    one = [plan.mix(GROUPS, WEIGHTS, 3, epoch).tolist() for epoch in range(5)]
+    np.random.seed(1)
+    assert [plan.mix(GROUPS, WEIGHTS, 3, epoch).tolist() for epoch in reversed(range(5))] == one[::-1]
+    assert len({tuple(mixed) for mixed in one}) == 5
+    assert plan.mix(GROUPS, WEIGHTS, 4, 0).tolist() != one[0]
+    assert plan.mix(GROUPS, [4 * weight for weight in WEIGHTS], 3, 2).tolist() == one[2]
+
+
+def test_groups_of_one_size_come_in_orders_of_their_own() -> None:
+    one, other = parts_of_two = np.split(plan.mix([np.arange(50), np.arange(50, 100)], [1, 1], 0, 0), 2)
+    assert [len(part) for part in parts_of_two] == [50, 50]
+    assert one.tolist() != (other - 50).tolist()
+
+
+def test_a_rare_group_has_one_item_an_epoch() -> None:
+    mixed = [plan.mix([np.arange(100), np.array([100, 101])], [1, 1e-6], 0, epoch) for epoch in range(4)]
+    assert [len(one) for one in mixed] == [101] * 4
+    assert sorted(one.max() for one in mixed) == [100, 100, 101, 101]
+
+
+def test_one_group_is_gone_through_once_an_epoch() -> None:
+    for epoch in range(3):
+        assert sorted(plan.mix([np.array([4, 7, 9])], [0.3], 1, epoch).tolist()) == [4, 7, 9]
+
+
+def test_the_unit_of_a_budget_is_named() -> None:
+    with pytest.raises(UserError, match=r"has 101 padded tokens.*raise batch\.tokens"):
+        plan.check(np.array([9, 101]), 100, 2, ["utt-a", "utt-b"], unit="tokens")

@@ -1,12 +1,18 @@
 """Prompts: placeholders, choice, and the seams of the chat string."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from sm_train.errors import UserError
-from sm_train.prompts import PromptSet, chat_halves, fill, read_prompts, require_speech
+from sm_train.prompts import PROBE, Chat, PromptSet, fill, read_prompts, require_speech
+from tests.builders import ROOT
 
+MESSAGE = "Repeat.\n{speech}\nNow."
 PROMPTS = PromptSet({"asr": {"train": [f"Say {i}.\n{{speech}}" for i in range(5)], "held_out": []}})
 
 
@@ -55,19 +61,137 @@ def test_a_prompt_file_with_a_bad_prompt_is_refused(tmp_path: Path) -> None:
         read_prompts(path)
 
 
-class WordTokenizer:
-    """Characters as ids, in a chat template of one line."""
+class CharTokenizer:
+    """Characters as ids, in a chat template of one line that a test may change; "." and "!" are added tokens."""
 
-    chat_template = "yes"
+    name_or_path = "chars"
+    bos_token_id, eos_token_id = 2, 3
 
-    def apply_chat_template(self, turns: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
-        return f"<user>{turns[0]['content']}<end><assistant>" if add_generation_prompt else ""
+    def __init__(self, user: str = "<{}>?", answer: str = " {}.", templated: bool = True) -> None:
+        self.user, self.answer, self.chat_template = user, answer, "yes" if templated else None
+        self.added_tokens_decoder = {ord(token): SimpleNamespace(content=token) for token in ".!"}
+        self.rendered = 0
 
-    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
+    def apply_chat_template(self, turns: list[dict[str, str]], tokenize: bool, **settings: Any) -> str:
+        self.rendered += 1
+        assert not tokenize
+        assert settings["date_string"] == "26 Jul 2024"
+        assert settings["enable_thinking"] is False
+        assert settings["add_generation_prompt"] == (len(turns) == 1)
+        said = self.user.replace("{}", turns[0]["content"])
+        return said + (self.answer.replace("{}", turns[1]["content"]) if len(turns) == 2 else "")
+
+    def __call__(self, text: str | list[str], add_special_tokens: bool) -> dict[str, Any]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(c) for c in text] if isinstance(text, str) else [[ord(c) for c in t] for t in text]}
+
+
+def text_of(ids: list[int]) -> str:
+    return "".join(map(chr, ids))
 
 
 def test_halves_stand_around_the_speech() -> None:
-    prefix, suffix = chat_halves(WordTokenizer(), "Repeat.\n{speech}\nNow.")
-    assert "".join(map(chr, prefix)) == "<user>Repeat.\n"
-    assert "".join(map(chr, suffix)) == "\nNow.<end><assistant>"
+    prefix, suffix = Chat(CharTokenizer()).halves(MESSAGE)
+    assert text_of(prefix) == "<Repeat.\n"
+    assert text_of(suffix) == "\nNow.>?"
+
+
+def test_halves_are_found_once_and_cannot_be_spoilt() -> None:
+    tokenizer = CharTokenizer()
+    chat = Chat(tokenizer)
+    first = chat.halves(MESSAGE)
+    rendered = tokenizer.rendered
+    first[0].append(0)
+    assert text_of(chat.halves(MESSAGE)[0]) == "<Repeat.\n"
+    assert tokenizer.rendered == rendered
+
+
+def test_outer_white_space_of_a_message_is_dropped() -> None:
+    chat = Chat(CharTokenizer())
+    assert chat.halves(f"\n {MESSAGE} ") == chat.halves(MESSAGE)
+
+
+def test_answers_follow_the_prompt_and_end_in_the_end() -> None:
+    chat = Chat(CharTokenizer())
+    assert [text_of(ids) for ids in chat.answers([" ab\n", ""])] == [" ab.", " ."]
+    assert chat.answers([]) == []
+    assert chat.end_id == ord(".")
+
+
+@pytest.mark.parametrize("answer", [" {}", " {};.", "{}\n"])
+def test_without_an_added_token_behind_it_an_answer_ends_in_eos(answer: str) -> None:
+    assert Chat(CharTokenizer(answer=answer)).end_id == CharTokenizer.eos_token_id
+
+
+def test_white_space_ends_no_answer_even_as_an_added_token() -> None:
+    tokenizer = CharTokenizer(answer="{}\n")
+    tokenizer.added_tokens_decoder[ord("\n")] = SimpleNamespace(content="\n")
+    assert Chat(tokenizer).end_id == CharTokenizer.eos_token_id
+
+
+def test_an_answer_that_nothing_ends_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(CharTokenizer, "eos_token_id", None)
+    with pytest.raises(UserError, match="the tokenizer of chars names no token that ends an answer: set eos_token"):
+        Chat(CharTokenizer(answer="{}"))
+
+
+def test_without_a_template_a_prompt_is_bos_and_the_message() -> None:
+    chat = Chat(CharTokenizer(templated=False))
+    prefix, suffix = chat.halves(f"{MESSAGE}\n")
+    assert prefix == [2, *map(ord, "Repeat.\n")]
+    assert text_of(suffix) == "\nNow.\n"
+    assert chat.answers(["ab"]) == [[*map(ord, "ab"), 3]]
+    chat.prove([MESSAGE], ["a", "a b"])
+
+
+@pytest.mark.parametrize(("user", "answer"), [("<>", "{}{}"), ("{}{}", "."), ("{}", "{}{}"), ("{}", ".")])
+def test_a_template_that_does_not_print_a_message_once_is_refused(user: str, answer: str) -> None:
+    with pytest.raises(UserError, match="does not print a message once"):
+        Chat(CharTokenizer(user, answer))
+
+
+def test_a_template_that_continues_otherwise_than_it_asks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = CharTokenizer()
+    render = tokenizer.apply_chat_template
+    thinking = lambda turns, **settings: render(turns, **settings) + ("think:" if len(turns) == 1 else "")  # noqa: E731
+    monkeypatch.setattr(tokenizer, "apply_chat_template", thinking)
+    with pytest.raises(UserError, match="continues a prompt otherwise than it asks"):
+        Chat(tokenizer)
+
+
+def test_a_message_that_the_template_changes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = CharTokenizer()
+    chat = Chat(tokenizer)
+    render = tokenizer.apply_chat_template
+    monkeypatch.setattr(tokenizer, "apply_chat_template", lambda *a, **settings: render(*a, **settings).lower())
+    with pytest.raises(UserError, match="the chat template beside the tokenizer of chars changes it"):
+        chat.prove([MESSAGE], [])
+    chat.prove([MESSAGE.lower()], ["a"])
+
+
+def test_an_answer_that_merges_with_the_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(CharTokenizer(user="<{}>!?"))
+    merged = lambda texts, add_special_tokens: {"input_ids": [[1] for _ in texts]}  # noqa: E731
+    monkeypatch.setattr(chat, "tokenizer", merged)
+    with pytest.raises(UserError, match=r"the answer 'ab' merges with the prompt's end '!\?'"):
+        chat.answers(["ab"])
+
+
+def test_an_answer_that_depends_on_the_prompt_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    chat = Chat(CharTokenizer())
+    chat.prove([MESSAGE], ["ab"])
+    monkeypatch.setattr(chat, "answers", lambda texts: [[*map(ord, f"  {text}.")] for text in texts])
+    with pytest.raises(UserError, match="the tokens of 'ab' are not the same"):
+        chat.prove([MESSAGE], ["ab"])
+
+
+def test_the_fingerprint_holds_what_the_template_adds() -> None:
+    others = [("({}>?", " {}."), ("<{})?", " {}."), ("<{}>?", "{}."), ("<{}>?", " {}!"), ("<{}>?", " {}.\n")]
+    prints = {Chat(CharTokenizer(user, answer)).fingerprint for user, answer in others}
+    assert len(prints | {Chat(CharTokenizer()).fingerprint}) == len(others) + 1
+    assert Chat(CharTokenizer()).fingerprint == Chat(CharTokenizer()).fingerprint
+
+
+def test_no_shipped_prompt_holds_the_probe() -> None:
+    for path in (ROOT / "configs/prompts").glob("*.yaml"):
+        assert PROBE not in path.read_text()

@@ -15,6 +15,7 @@ import pytest
 
 from sm_train.errors import UserError
 from sm_train.scoring.fragments import difference, mistakes, score_table
+from sm_train.scoring.language import Lexicon
 from sm_train.scoring.pictures import Projection, curve_svg, project, projection_svg
 from sm_train.scoring.report import Example, build_report
 from sm_train.scoring.scores import Hypothesis, Result, score, write_hypotheses, write_results
@@ -185,6 +186,17 @@ def test_table_marks_the_best_and_the_share() -> None:
     assert "Share" not in alone
     assert "best" not in alone
     assert "novel" in alone
+
+
+def test_the_share_in_the_language_stands_beside_chrf() -> None:
+    items = [replace(h, reference="un chat") for h in _hypotheses("x") if h.task == "st"]
+    items[0] = replace(items[0], hypothesis="un chat")
+    html = score_table(score(items, "mms", Lexicon({"fr": ["un", "chat"], "en": ["a"]})), "test")
+    titles = re.findall(r'<th scope="col"[^>]*>([^<]*)&nbsp;(.)</th>', html)
+    assert titles == [("chrF", "↑"), ("in language", "↑"), ("BLEU", "↑"), ("exact", "↑")]
+    row = re.findall(r"<td[^>]*><span[^>]*>([^<]*)</span>.*?left:([\d.]+)%;width", html)
+    assert row[1] == ("1.00", "97.0")  # a share of 1, drawn on a scale from 0 to 1
+    assert row[5][0] == "0.00"
 
 
 def test_mistakes_are_counted() -> None:

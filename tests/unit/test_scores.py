@@ -11,16 +11,17 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from sm_train.errors import UserError
+from sm_train.scoring.language import Lexicon
 from sm_train.scoring.scores import (
     Hypothesis,
     Result,
     read_hypotheses,
     read_results,
     score,
-    table,
     write_hypotheses,
     write_results,
 )
+from sm_train.scoring.table import table
 
 
 def _said(task: str, reference: str, hypothesis: str, number: int = 0, **changes: str) -> Hypothesis:
@@ -95,6 +96,22 @@ def test_translation_is_sacrebleu_on_the_texts_as_they_are() -> None:
     assert "nc:6" in results[1].signature
 
 
+LANGUAGES = Lexicon({"fr": ["le", "chat", "a"], "de": ["die", "Katze"], "en": ["the", "cat", "a"]})
+
+
+def test_answers_in_the_language_asked_for() -> None:
+    said = ["le chat", "the cat", "a", "", "der Hund", "chat chat cat"]
+    items = [_said("st", "le chat dort", text, n, target_lang="fr") for n, text in enumerate(said)]
+    items += [_said("st", "die Katze", "le chat", n, target_lang="de") for n in range(2)]
+    results = score([*items, *ASR], "mms", LANGUAGES)
+    (french, german) = (result for result in results if result.metric == "in language")
+    assert (french.task, french.value, french.count) == ("st-fr", pytest.approx(3 / 6), 6)  # le chat, a, chat chat cat
+    assert french.low < french.value < french.high
+    assert (german.task, german.value, german.low, german.high) == ("st-de", 0.0, 0.0, 0.0)
+    assert LANGUAGES.signature in french.signature
+    assert [r.metric for r in results if r.task == "st-fr"] == ["BLEU", "chrF", "in language", "exact"]
+
+
 def test_answers_match_without_a_leading_article() -> None:
     pairs = [("the market", "Market."), ("Paul", "the Paul"), ("two cats", "two the cats"), ("A", "a"), ("the", "a")]
     results = score([_said("sqa", r, h, n) for n, (r, h) in enumerate(pairs)], "mms")
@@ -145,6 +162,10 @@ def test_groups_keep_their_order_and_table_shows_them() -> None:
     assert lines[1].split()[-1] == "1.00"
     assert lines[2].split() == ["stage", "1", "test_voices", "33.3", "-", "-", "-", "-", "-"]
     assert table([]) == "system  split"
+    told = table(score(items, "mms", LANGUAGES)).splitlines()
+    titles[5:5] = ["fr in language", "de in language"]
+    assert re.split(r" {2,}", told[0]) == titles
+    assert told[1].split()[4:8] == ["0.0", "0.00", "0.00", "0.0"]  # de chrF, both shares, fr BLEU
 
 
 def test_files_round_trip(tmp_path: Path) -> None:

@@ -8,12 +8,14 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from sm_train import files
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.models.speech import CtcHead
-from sm_train.scoring import systems
+from sm_train.scoring import mappers, systems
+from sm_train.scoring.mappers import Trained
 from sm_train.scoring.systems import Cascade, Heard, Mapped, Topline
 
 
@@ -98,8 +100,96 @@ def test_vectors_stand_where_the_speech_stands(llm: FrozenLlm, monkeypatch: pyte
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(llm, "answer", lambda prompts, _n: seen.extend(prompts) or ["ok"] * len(prompts))
     vectors_ND = torch.full((2, llm.embeddings.weight.shape[1]), 7.0)
-    systems.ask(llm, ["say {speech} again"], [vectors_ND], 5)
+    systems.ask(llm, ["say\n{speech}\nagain"], [vectors_ND], 5)
     (prompt,) = seen
     at = (prompt == 7.0).all(dim=1).nonzero().flatten().tolist()
     assert len(at) == 2
     assert 0 < at[0] < at[1] < len(prompt) - 1
+
+
+def trained(run: Path, **contract: object) -> Trained:
+    """A checkpoint that has a contract and no weights."""
+    step = run / "checkpoints" / "step-1"
+    files.write_json(step / "state.json", {"global_step": 1, "contract": contract})
+    return mappers.read(run, step)
+
+
+def tuned(run: Path, tasks: dict[str, float], sigma: float = 0.0, **contract: object) -> Trained:
+    return trained(run, **{"stage": "tune", "tasks": tasks, "objective.sigma": sigma, **contract})
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sigma", "name"),
+    [
+        ({"asr": 1.0}, 0.0, "stage 2 ASR-CE"),
+        ({"asr": 1.0}, 0.9, "stage 2 ASR-CE+MSE"),
+        ({"sqa": 0.5, "asr": 0.5}, 0.0, "stage 2 ASR/SQA-CE"),
+        ({"sqa": 0.0, "st": 1.0, "asr": 0.0}, 0.0, "stage 2 ST-CE"),
+        (
+            {"sqa": 1.0, "st-fr": 1.0, "st-de": 1.0, "other": 1.0, "asr": 1.0},
+            0.0,
+            "stage 2 ASR/ST-DE/ST-FR/SQA/OTHER-CE",
+        ),
+    ],
+)
+def test_a_tuned_mapper_is_named_by_its_contract(
+    tmp_path: Path, tasks: dict[str, float], sigma: float, name: str
+) -> None:
+    assert tuned(tmp_path, tasks, sigma).name == name
+
+
+def test_a_mapper_of_stage_1_is_named_so(tmp_path: Path) -> None:
+    assert trained(tmp_path, layer=2).name == "stage 1"
+
+
+def test_names_that_are_shared_say_the_run(tmp_path: Path) -> None:
+    runs = [tmp_path / name for name in ("one", "a/two", "b/two", "a/three")]
+    for run, sigma in zip(runs, (0.0, 0.0, 0.0, 0.5), strict=True):
+        tuned(run, {"asr": 1.0}, sigma)
+    steps = [(run, run / "checkpoints" / "step-1") for run in runs]
+    assert [one.name for one in mappers.read_all([steps[0], steps[1], steps[3]])] == [
+        "stage 2 ASR-CE (one)",
+        "stage 2 ASR-CE (two)",
+        "stage 2 ASR-CE+MSE",
+    ]
+    assert [one.name for one in mappers.read_all(steps[:3])] == [
+        "stage 2 ASR-CE (one)",
+        f"stage 2 ASR-CE ({runs[1]})",
+        f"stage 2 ASR-CE ({runs[2]})",
+    ]
+    with pytest.raises(UserError, match="evaluated twice"):
+        mappers.read_all([steps[0], (runs[0] / ".." / "one", steps[0][1])])
+
+
+@pytest.mark.parametrize(("stage", "trim"), [({}, "change_point"), ({"stage": "tune"}, "none")])
+def test_a_tuned_mapper_is_heard_whole(
+    tmp_path: Path, targets: TargetSet, monkeypatch: pytest.MonkeyPatch, stage: dict[str, str], trim: str
+) -> None:
+    oracle = Oracle(targets.rows_RD.float()[[*other_rows(targets), targets.pad_row]])
+    monkeypatch.setattr(SpeechMapper, "from_pretrained", lambda _folder: oracle)
+    one = trained(tmp_path, **{"tasks": {"asr": 1.0}, "objective.sigma": 0.0, **stage})
+    system = one.as_system(targets, "change_point", torch.device("cpu"))
+    assert (system.trim, system.name) == (trim, one.name)
+    assert len(system.vectors(heard(4))) == (4 if stage else 3)
+
+
+@pytest.mark.parametrize("field", ["encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id"])
+def test_another_frozen_model_is_refused(tmp_path: Path, field: str) -> None:
+    here = {"encoder_hash": "e", "layer": 2, "pool": 1, "tokenizer_hash": "t", "pad_id": 0, "seed": 1}
+    tuned(tmp_path, {"asr": 1.0}, **{**here, "seed": 2}).require_frozen(here)
+    with pytest.raises(UserError, match=f"{field} is 'other' there"):
+        tuned(tmp_path, {"asr": 1.0}, **{**here, field: "other"}).require_frozen(here)
+
+
+MESSAGES = ("Say.\n{speech}", "{speech}\nIn {target_language}: what?")
+
+
+def test_another_template_is_refused(tmp_path: Path, llm: FrozenLlm) -> None:
+    rendered = {f"rendered.{message}": llm.chat.halves(message) for message in MESSAGES}
+    tuned(tmp_path, {"st": 1.0}, **rendered).require_template(llm, "do this")
+    prefix, suffix = rendered[f"rendered.{MESSAGES[1]}"]
+    rendered[f"rendered.{MESSAGES[1]}"] = (prefix, [*suffix, 5])
+    with pytest.raises(UserError, match=r"In \{target_language\}: what.*do this") as caught:
+        tuned(tmp_path, {"st": 1.0}, **rendered).require_template(llm, "do this")
+    assert "\n" not in str(caught.value)
+    trained(tmp_path, layer=2).require_template(llm, "do this")

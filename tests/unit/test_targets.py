@@ -15,7 +15,8 @@ from sm_train.data.target_set import TargetSet
 from sm_train.data.text import normalise
 from sm_train.errors import UserError
 from sm_train.models import targets
-from sm_train.models.targets import TargetConfig, Tokenizer, embedding_module
+from sm_train.models.targets import TargetConfig, embedding_module, require_embeddings
+from sm_train.models.tokenizer import Tokenizer
 from tests import builders
 
 
@@ -207,3 +208,39 @@ def test_nothing_fits(copied: Path, llm_folder: Path) -> None:
     builders.write_manifest(copied / "utterances.parquet", [{**row, "text": "?"} for row in rows])
     with pytest.raises(UserError, match="not one transcript fits its utterance"):
         targets.build(TargetConfig("a", str(llm_folder)), copied)
+
+
+def test_the_llm_of_the_targets_is_accepted_and_one_changed_row_is_refused(
+    shard_set: Path, llm_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file
+
+    found = TargetSet(shard_set, "tiny")
+    require_embeddings(llm_folder, found)
+    other = Path(shutil.copytree(llm_folder, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    tensors["model.embed_tokens.weight"][int(found.token_ids[-1]), 0] += 1e-6
+    builders.save_weights(other, tensors, sharded=False)
+    remedy = f"name the LLM that the targets came from \\({llm_folder}\\)"
+    with pytest.raises(UserError, match=f"LLM {other} does not embed tokens as target set {found.root}.*{remedy}"):
+        require_embeddings(other, found)
+
+
+def test_an_embedding_of_fewer_rows_or_another_width_is_refused(shard_set: Path, tmp_path: Path) -> None:
+    found = TargetSet(shard_set, "tiny")
+    for name, change in (("short", {"extra_rows": -200}), ("wide", {"hidden_size": 24})):
+        with pytest.raises(UserError, match="does not embed tokens as target set"):
+            require_embeddings(small_llm(tmp_path / name, **change), found)
+
+
+def small_llm(folder: Path, extra_rows: int = 0, hidden_size: int = 16) -> Path:
+    from safetensors.torch import load_file
+
+    made = builders.llm(folder)
+    tensors = load_file(made / "model.safetensors")
+    table_VD = tensors["model.embed_tokens.weight"]
+    tensors["model.embed_tokens.weight"] = torch.ones(len(table_VD) + extra_rows, hidden_size)
+    builders.save_weights(made, tensors, sharded=False)
+    settings = json.loads((made / "config.json").read_text())
+    (made / "config.json").write_text(json.dumps({**settings, "hidden_size": hidden_size}))
+    return made

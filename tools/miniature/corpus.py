@@ -23,7 +23,8 @@ import numpy as np
 
 from sm_train.config import REQUIRED, dump, fingerprint, key, load, read_yaml, to_mapping
 from sm_train.errors import UserError, run_command
-from tools.miniature import speech
+from tools.miniature import lexicon, speech
+from tools.miniature.forms import word_forms
 from tools.miniature.world import Sentence, World, WorldConfig
 
 SPLITS = ("train", "valid", "test", "test_voices")
@@ -73,6 +74,7 @@ def main(argv: list[str]) -> None:
     content = {name: value for name, value in to_mapping(config).items() if name not in NOT_CONTENT}
     _refuse_other_config(out, content)
     if _is_done(out, fingerprint(content)):
+        _write_words(config.world, out)  # a folder from before there were lexicons
         print(f"{out} is complete; nothing to do")
         return
     dump(config, out / "config.yaml")
@@ -81,6 +83,7 @@ def main(argv: list[str]) -> None:
     manifest = [_manifest_row(item, frames) for item, frames in zip(planned, num_frames, strict=True)]
     _write_table(manifest, out / "manifest.parquet")
     _write_table([row for item in planned for row in _instructions(item, config.seed)], out / "instructions.parquet")
+    _write_words(config.world, out)
     done = {
         "fingerprint": fingerprint(content),
         "num_utterances": len(planned),
@@ -208,6 +211,13 @@ def _refuse_other_config(out: Path, content: dict[str, Any]) -> None:
 def _is_done(out: Path, expected: str) -> bool:
     done = out / "_DONE.json"
     return done.is_file() and json.loads(done.read_text())["fingerprint"] == expected
+
+
+def _write_words(world: WorldConfig, out: Path) -> None:
+    """lexicon.json: the words of each language, by which an evaluation tells them apart."""
+    path = out / "lexicon.json"
+    if not path.exists():
+        _replace(path, json.dumps(word_forms(lexicon.read(world.level)), ensure_ascii=False, indent=0).encode())
 
 
 def _write_table(rows: list[Row], path: Path) -> None:

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from sm_train import config
 from sm_train.errors import UserError
 from sm_train.models.speech import device_here
-from sm_train.records import Batch
+from sm_train.records import MicroBatch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -29,7 +30,8 @@ class EngineConfig:
     """How a stage is run on its ranks, and AdamW's constants."""
 
     name: str = config.key("local", "local (plain torch, any number of ranks) | deepspeed")
-    zero_stage: int = config.key(1, "deepspeed: ZeRO stage, 1 or 2")
+    zero_stage: int = config.key(1, "deepspeed: ZeRO stage, 1 to 3; tune's placement decides between 3 and the others")
+    offload: bool = config.key(False, "deepspeed, stage 3: weights wait in host memory; tune's placement decides")
     precision: str = config.key("fp32", "fp32 | bf16 | fp16 (deepspeed on a GPU)")
     device: str = config.key("auto", "auto | cpu | cuda")
     beta1: float = config.key(0.9, "AdamW: decay of the first moment")
@@ -45,8 +47,10 @@ class EngineConfig:
             raise ValueError(f"engine.precision is {self.precision!r}; it must be one of {', '.join(DTYPES)}")
         if self.threads < 1:
             raise ValueError(f"engine.threads is {self.threads}; it must be at least 1")
-        if self.zero_stage not in (1, 2):
-            raise ValueError(f"engine.zero_stage is {self.zero_stage}; it must be 1 or 2")
+        if self.zero_stage not in (1, 2, 3):
+            raise ValueError(f"engine.zero_stage is {self.zero_stage}; it must be 1, 2 or 3")
+        if self.offload and self.zero_stage != 3:
+            raise ValueError(f"engine.offload needs engine.zero_stage 3; it is {self.zero_stage}")
 
 
 @dataclass
@@ -71,14 +75,27 @@ class Update:
 
 
 class Engine(Protocol):
-    """Runs a module on this rank and its like on the others; the only thing that knows there are others."""
+    """Runs a module on this rank and its like on the others; the only thing that knows there are others.
+
+    It is made before the module, so that ranks have met and frozen models can be loaded in ``building()``.
+    """
 
     rank: int
     world_size: int
     device: torch.device
     module: nn.Module
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def building(self) -> AbstractContextManager[None]:
+        """Models that are loaded inside are laid out over the ranks as the engine's config says."""
+
+    def prepare(self, module: nn.Module, trained: nn.Module, state: TrainState | None) -> None:
+        """Take ``module`` and train the parameters of ``trained``, a part of it.
+
+        Args:
+            state: where to continue from; its weights are copied into ``trained``.
+        """
+
+    def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
         """The module's sums for one micro-batch."""
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:

@@ -1,11 +1,12 @@
-"""DeepSpeed ZeRO-1 and 2 behind the engine protocol; only this file and zero_state.py import deepspeed."""
+"""DeepSpeed ZeRO-1, 2 and 3 behind the engine protocol; only this file and zero_state.py import deepspeed."""
 
 from __future__ import annotations
 
 import logging
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -14,17 +15,34 @@ from torch import Tensor, nn
 
 from sm_train.errors import UserError
 from sm_train.models.speech import pick_device
-from sm_train.records import Batch
+from sm_train.records import MicroBatch
 from sm_train.train.engines import base
 
 
 class DeepSpeedEngine:
     """AdamW of torch under ZeRO; gradients are accumulated and reduced in fp32 whatever the precision."""
 
-    def __init__(
-        self, cfg: base.EngineConfig, module: nn.Module, trained: nn.Module, lanes: int, state: base.TrainState | None
-    ) -> None:
+    def __init__(self, cfg: base.EngineConfig, lanes: int) -> None:
         self.rank, self.world_size, self.device = _start(cfg)
+        self.cfg = cfg
+        self.settings = zero_config(cfg, lanes // self.world_size, self.device)
+
+    @contextmanager
+    def building(self) -> Iterator[None]:
+        if self.cfg.zero_stage < 3:
+            yield
+            return
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+        # As long as this object lives, from_pretrained partitions each weight over the ranks as it is read.
+        alive = HfDeepSpeedConfig(self.settings)
+        try:
+            yield
+        finally:
+            unset_hf_deepspeed_config()
+            del alive
+
+    def prepare(self, module: nn.Module, trained: nn.Module, state: base.TrainState | None) -> None:
         import deepspeed
 
         from sm_train.train.engines import zero_state
@@ -32,18 +50,18 @@ class DeepSpeedEngine:
         self._zero_state = zero_state
         state = state or base.fresh_state(trained)
         base.copy_weights(trained, state)  # before initialize: set after it, the first forward would use the old ones
+        trained.to(base.DTYPES[self.cfg.precision])  # initialize casts nothing where a part is partitioned already
         self.names = [name for name, _ in trained.named_parameters()]
         self.weights = list(trained.parameters())
         optimizer = torch.optim.AdamW(
-            self.weights, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, weight_decay=cfg.weight_decay
+            self.weights, betas=(self.cfg.beta1, self.cfg.beta2), eps=self.cfg.eps, weight_decay=self.cfg.weight_decay
         )
-        settings = zero_config(cfg, lanes // self.world_size)
-        self.inner: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
+        self.inner: Any = deepspeed.initialize(model=module, optimizer=optimizer, config=self.settings)[0]
         self.module = self.inner.module
         self.zero: Any = self.inner.optimizer
         zero_state.restore(self.zero, self.names, self.weights, state)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
         sums: dict[str, Tensor] = self.inner(batch.to(self.device))
         return sums
 
@@ -76,13 +94,16 @@ class DeepSpeedEngine:
         base.leave_ranks()
 
 
-def zero_config(cfg: base.EngineConfig, micro_batches: int) -> dict[str, Any]:
+def zero_config(cfg: base.EngineConfig, micro_batches: int, device: torch.device) -> dict[str, Any]:
     """DeepSpeed's settings for one rank that takes ``micro_batches`` a step."""
+    zero: dict[str, Any] = {"stage": cfg.zero_stage}
+    if cfg.offload:
+        zero["offload_param"] = {"device": "cpu", "pin_memory": device.type == "cuda"}
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": cfg.clip,
-        "zero_optimization": {"stage": cfg.zero_stage},
+        "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": cfg.precision == "bf16"},
         "fp16": {"enabled": cfg.precision == "fp16"},

@@ -1,4 +1,4 @@
-"""The state inside DeepSpeed 0.19's ZeRO-1 and 2 optimizers: the one file that knows their private names.
+"""The state inside DeepSpeed 0.19's ZeRO optimizers: the one file that knows their private names.
 
 DeepSpeed's own checkpoints are pickles bound to the number of ranks; ours are dictionaries of tensors.
 """
@@ -9,11 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.utils import (
     safe_get_full_fp32_param,
     safe_get_full_optimizer_state,
     safe_set_full_fp32_param,
     safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
 )
 from torch import nn
 
@@ -23,9 +26,11 @@ _SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 def partitions(zero: Any) -> list[torch.Tensor]:
-    """This rank's flat fp32 masters; ZeRO-1 in bf16 is a class of its own, with a name of its own for them."""
-    found: list[torch.Tensor] | None = getattr(zero, "single_partition_of_fp32_groups", None)
-    return zero.fp32_groups_flat_partition if found is None else found
+    """This rank's flat fp32 masters: ZeRO-1 and 2, ZeRO-1 in bf16 and ZeRO-3 are three classes with a name each."""
+    for name in ("single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+        if hasattr(zero, name):
+            return list(getattr(zero, name))
+    return list(zero.fp32_partitioned_groups_flat)
 
 
 def loss_scale(zero: Any) -> float:
@@ -52,16 +57,34 @@ def restore(zero: Any, names: Sequence[str], weights: Sequence[nn.Parameter], st
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }
-    zero._hp_optimizer_states_linked = False
-    zero._lazy_init_hp_params_optimizer_state()
-    for name, weight in zip(names, weights, strict=True):
-        safe_set_full_fp32_param(weight, state.weights[name].to(weight.device))
-        safe_set_full_optimizer_state(weight, state.exp_avg[name].to(weight.device), "exp_avg")
-        safe_set_full_optimizer_state(weight, state.exp_avg_sq[name].to(weight.device), "exp_avg_sq")
+    if hasattr(zero, "fp32_partitioned_groups_flat"):
+        _set_slices(names, weights, state)
+    else:
+        zero._hp_optimizer_states_linked = False
+        zero._lazy_init_hp_params_optimizer_state()
+        for name, weight in zip(names, weights, strict=True):
+            safe_set_full_fp32_param(weight, state.weights[name].to(weight.device))
+            safe_set_full_optimizer_state(weight, state.exp_avg[name].to(weight.device), "exp_avg")
+            safe_set_full_optimizer_state(weight, state.exp_avg_sq[name].to(weight.device), "exp_avg_sq")
     if state.scaler is not None and _scaler_state(zero) is not None:
         for field in _SCALER:
             kind = type(getattr(zero.loss_scaler, field))
             setattr(zero.loss_scaler, field, kind(state.scaler[field]))
+
+
+def _set_slices(names: Sequence[str], weights: Sequence[nn.Parameter], state: TrainState) -> None:
+    """ZeRO-3: each rank sets its own slice of each flat weight, the last one filled up with zeros."""
+    for name, weight in zip(names, weights, strict=True):
+        partition: torch.Tensor = weight.ds_tensor  # type: ignore[attr-defined]
+        first = dist.get_rank() * partition.numel()
+
+        def mine(full: torch.Tensor, first: int = first, like: torch.Tensor = partition) -> torch.Tensor:
+            part = full.flatten()[first : first + like.numel()]
+            return torch.nn.functional.pad(part, (0, like.numel() - part.numel())).to(like.device)
+
+        safe_set_local_fp32_param(weight, mine(state.weights[name]))
+        safe_set_local_optimizer_state(weight, mine(state.exp_avg[name]), "exp_avg")
+        safe_set_local_optimizer_state(weight, mine(state.exp_avg_sq[name]), "exp_avg_sq")
 
 
 def _scaler_state(zero: Any) -> dict[str, float] | None:

@@ -44,29 +44,25 @@ class PaddedConfig:
             raise ValueError(f"objective.cosine is {self.cosine!r}; it must be words or all")
 
 
-class PaddedObjective(nn.Module):
-    """The mapper and the table of targets, as one module that returns sums by term."""
+class PaddedRegression:
+    """The padded targets and the sums of each term, for positions that a mapper has given.
 
-    def __init__(
-        self, mapper: SpeechMapper, table_RD: Tensor, pad_row: int, mean_square: float, cfg: PaddedConfig
-    ) -> None:
-        super().__init__()
-        self.mapper, self.pad_row, self.cfg = mapper, pad_row, cfg
-        # A plain attribute, no buffer: the targets stay in fp32 where an engine casts the module.
-        self.table_RD = table_RD.float()
-        width = table_RD.shape[1]
-        self.scale = 1.0 if cfg.mse == "sum" else 1.0 / (width * mean_square)
-        self.weights = {"word": cfg.alpha, "pad": 10.0 - cfg.alpha, "cos": -cfg.gamma}
+    No module: the table stays in fp32 where an engine casts the module, and no checkpoint holds it.
+    """
+
+    def __init__(self, table_RD: Tensor, pad_row: int, mean_square: float, mse: str, cosine: str) -> None:
+        self.table_RD, self.pad_row, self.cosine = table_RD.float(), pad_row, cosine
+        self.scale = 1.0 if mse == "sum" else 1.0 / (table_RD.shape[1] * mean_square)
 
     def counts(self, columns: Columns) -> dict[str, NDArray[np.int64]]:
         """Positions of each term in each item [N]."""
         positions = num_positions(columns["num_frames"])
         words = np.minimum(columns["num_tokens"] + 1, positions)
-        return {"word": words, "pad": positions - words, "cos": words if self.cfg.cosine == "words" else positions}
+        return {"word": words, "pad": positions - words, "cos": words if self.cosine == "words" else positions}
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def sums(self, mapped_BPD: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Sums by term over the micro-batch, in fp32."""
-        mapped_BPD = self.mapper(batch.feats_BTE, batch.num_frames_B).float()
+        mapped_BPD = mapped_BPD.float()
         targets_BPD = self.targets(batch, mapped_BPD.shape[1])
         positions_B = positions_of(batch.num_frames_B)
         words_B = torch.minimum(batch.num_tokens_B + 1, positions_B)
@@ -75,7 +71,7 @@ class PaddedObjective(nn.Module):
         mapped_BPD = mapped_BPD.masked_fill(~real_BP[..., None], 0.0)
         squared_BP = (mapped_BPD - targets_BPD).square().sum(dim=-1) * self.scale
         cosine_BP = F.cosine_similarity(mapped_BPD, targets_BPD, dim=-1, eps=1e-8)
-        covered_BP = word_BP if self.cfg.cosine == "words" else real_BP
+        covered_BP = word_BP if self.cosine == "words" else real_BP
         return {
             "word": squared_BP[word_BP].sum(),
             "pad": squared_BP[real_BP & ~word_BP].sum(),
@@ -88,3 +84,19 @@ class PaddedObjective(nn.Module):
         rows_BP = F.pad(rows_BL, (0, num_positions - rows_BL.shape[1]), value=self.pad_row)
         self.table_RD = self.table_RD.to(rows_BP.device)
         return self.table_RD[rows_BP]
+
+
+class PaddedObjective(nn.Module):
+    """The mapper and its regression, as one module that returns sums by term."""
+
+    measures: tuple[str, ...] = ()
+
+    def __init__(self, mapper: SpeechMapper, regression: PaddedRegression, cfg: PaddedConfig) -> None:
+        super().__init__()
+        self.mapper, self.regression = mapper, regression
+        self.counts = regression.counts
+        self.weights = {"word": cfg.alpha, "pad": 10.0 - cfg.alpha, "cos": -cfg.gamma}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Sums by term over the micro-batch, in fp32."""
+        return self.regression.sums(self.mapper(batch.feats_BTE, batch.num_frames_B), batch)

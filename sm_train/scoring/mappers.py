@@ -1,0 +1,106 @@
+"""The mappers that runs left: whether they belong to these models, what each is called, how each is heard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sm_train import files
+from sm_train.data.shards import require_same
+from sm_train.data.target_set import TargetSet
+from sm_train.errors import UserError
+from sm_train.models.llm import FrozenLlm
+from sm_train.models.mapper import SpeechMapper
+from sm_train.scoring.systems import Mapped
+
+STAGE_1 = "stage 1"
+TUNED_TRIM = "none"
+"""Tuning puts every position in the prompt, so a tuned mapper is heard that way too."""
+_FROZEN = ("encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id")
+_TUNE = "tune"
+_RENDERED = "rendered."
+_TASKS = ("asr", "st", "sqa")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A checkpoint folder of a run, with what its mapper was trained on."""
+
+    run: Path
+    folder: Path
+    contract: Mapping[str, Any]
+    name: str
+    """As it is called in results and report."""
+
+    @property
+    def is_tuned(self) -> bool:
+        return self.contract.get("stage") == _TUNE
+
+    def as_system(self, targets: TargetSet, trim: str, device: torch.device) -> Mapped:
+        """The mapper, loaded; ``trim`` says where the positions of a stage-1 mapper end."""
+        trim = TUNED_TRIM if self.is_tuned else trim
+        return Mapped(SpeechMapper.from_pretrained(self.folder), targets, trim, device, self.name)
+
+    def require_frozen(self, read_here: Mapping[str, Any]) -> None:
+        """Raises UserError unless features and targets come from the frozen models that the mapper was trained for."""
+        fields = [name for name in _FROZEN if name in self.contract]
+        require_same(
+            {name: read_here[name] for name in fields},
+            {name: self.contract[name] for name in fields},
+            str(self.folder),
+            "use features and targets of the encoder and LLM that the mapper was trained for",
+        )
+
+    def require_template(self, llm: FrozenLlm, remedy: str) -> None:
+        """Raises UserError unless the LLM's template makes of each prompt of the tuning what it made then."""
+        for key, then in self.contract.items():
+            if not key.startswith(_RENDERED):
+                continue
+            message = key.removeprefix(_RENDERED)
+            if [list(ids) for ids in llm.chat.halves(message)] != then:
+                raise UserError(
+                    f"{self.folder}: the template of LLM {llm.path} renders the prompt {message!r} otherwise than when "
+                    f"this mapper was tuned; {remedy}"
+                )
+
+
+def read(run: Path, folder: Path) -> Trained:
+    """A run's checkpoint folder, named by its contract: "stage 1", "stage 2 ASR/SQA-CE", "stage 2 ST-CE+MSE".
+
+    Raises:
+        UserError: its state.json is missing or damaged.
+    """
+    contract: dict[str, Any] = files.read_json(folder / "state.json")["contract"]
+    if contract.get("stage") != _TUNE:
+        return Trained(run, folder, contract, STAGE_1)
+    tasks = sorted((task for task, weight in contract["tasks"].items() if weight > 0), key=_order)
+    loss = "CE+MSE" if contract["objective.sigma"] > 0 else "CE"
+    return Trained(run, folder, contract, f"stage 2 {'/'.join(tasks).upper()}-{loss}")
+
+
+def read_all(checkpoints: Sequence[tuple[Path, Path]]) -> list[Trained]:
+    """Every (run, checkpoint folder); those of one name have their run folder's behind it, in brackets.
+
+    Raises:
+        UserError: a run is there twice, or a state.json is missing or damaged.
+    """
+    trained = [read(run, folder) for run, folder in checkpoints]
+    runs = [one.run.resolve() for one in trained]
+    if twice := [run for run, times in Counter(runs).items() if times > 1]:
+        raise UserError(f"run {twice[0]} is to be evaluated twice; name each run once, as run or in tuned")
+    named, alike = Counter(one.name for one in trained), Counter(run.name for run in runs)
+    return [
+        replace(one, name=f"{one.name} ({run.name if alike[run.name] == 1 else run})") if named[one.name] > 1 else one
+        for one, run in zip(trained, runs, strict=True)
+    ]
+
+
+def _order(task: str) -> tuple[int, str]:
+    """asr, st, st-LANG, sqa, then any other."""
+    kind = task.partition("-")[0]
+    return (_TASKS.index(kind) if kind in _TASKS else len(_TASKS), task)

@@ -1,0 +1,85 @@
+"""How a run of either stage begins or goes on: what it must go on with unchanged, and what it says at its start."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sm_train import config
+from sm_train.data.shards import require_same
+from sm_train.data.target_set import TargetSet
+from sm_train.models.mapper import SpeechMapper
+from sm_train.runlog import say, write_environment
+from sm_train.train import checkpoint
+from sm_train.train.engines import Engine, EngineConfig
+from sm_train.train.engines.base import require_one_step
+from sm_train.train.loop import Run
+
+FROZEN_ENCODER = ("encoder", "encoder_revision", "encoder_hash", "layer", "pool")
+FROZEN_LLM = ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
+
+
+def settings(cfg: Any, *sections: str) -> dict[str, Any]:
+    """The values of some sections of a config, by dotted name."""
+    values = {section: config.to_mapping(getattr(cfg, section)) for section in sections}
+    return {f"{section}.{name}": value for section, fields in values.items() for name, value in fields.items()}
+
+
+def optimizer(cfg: EngineConfig) -> dict[str, Any]:
+    """What of an engine's config changes what is learnt; ranks, placement and precision may change on resume."""
+    return {f"engine.{name}": getattr(cfg, name) for name in ("beta1", "beta2", "eps", "weight_decay", "clip")}
+
+
+def frozen(dataset: Mapping[str, Any], targets: TargetSet) -> dict[str, Any]:
+    """The frozen models and data that a shard set and its target set come from."""
+    of_encoder = {name: dataset[name] for name in FROZEN_ENCODER}
+    of_llm = {name: targets.contract[name] for name in FROZEN_LLM}
+    return {**of_encoder, **of_llm, "shards": dataset["part_hashes"]}
+
+
+def read(run: Path) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint of a run, if there is one."""
+    found = checkpoint.latest(run)
+    return checkpoint.load(found) if found else None
+
+
+def is_complete(run: Path, resumed: checkpoint.Checkpoint | None, contract: Mapping[str, Any], steps: int) -> bool:
+    """Whether nothing is left to train.
+
+    Raises:
+        UserError: the run was begun with another contract.
+    """
+    if resumed is None:
+        return False
+    require_same(contract, resumed.contract, str(run), "give another run folder, or the value the run was begun with")
+    if resumed.global_step < steps:
+        return False
+    say(f"{run}: complete, {resumed.global_step} steps")
+    return True
+
+
+def begin(
+    cfg: Any, engine: Engine, contract: dict[str, Any], mapper: SpeechMapper, resumed: checkpoint.Checkpoint | None,
+    holds: str,
+) -> Run:  # fmt: skip
+    """Start or continue the run that ``cfg`` names: its config and environment are written, an attempt is counted.
+
+    Args:
+        cfg: a stage's config, with ``run``, ``seed``, ``engine`` and ``loop``.
+        holds: what is trained, on what, for the terminal.
+    """
+    folder = Path(cfg.run)
+    state = Run(folder, 0, cfg.seed, contract, mapper.description())
+    if resumed:
+        state.global_step, state.position, state.best_valid = resumed.global_step, resumed.position, resumed.best_valid
+    require_one_step(engine, folder, state.global_step)
+    if engine.rank == 0:
+        config.dump(cfg, folder / "config.yaml")
+        write_environment(folder, engine.world_size)
+        state.attempt = checkpoint.begin_attempt(folder)
+    say(
+        f"{folder}: {holds}, {engine.world_size} ranks of {cfg.engine.name} "
+        f"{cfg.engine.precision} on {engine.device.type}, from step {state.global_step} of {cfg.loop.steps}"
+    )
+    return state

@@ -1,0 +1,225 @@
+"""Stage 2: tune a pretrained mapper against the frozen LLM it was pretrained for.
+
+    python -m sm_train.tune CONFIG.yaml [key=value ...]
+    torchrun --nproc-per-node 2 -m sm_train.tune CONFIG.yaml [key=value ...]
+
+The LLM's weights never change and are in no checkpoint. The same command continues an interrupted run exactly, on any
+number of ranks that divides batch.lanes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sm_train import config
+from sm_train.data.batches import Loader, SpeechItems
+from sm_train.data.instructions import InstructionItems, Mixture
+from sm_train.data.mds import file_digest
+from sm_train.data.plan import WINDOW_ITEMS
+from sm_train.data.target_set import TargetSet
+from sm_train.data.text import normalise
+from sm_train.errors import run_command
+from sm_train.models import checkpoints
+from sm_train.models.llm import load_model
+from sm_train.models.mapper import SpeechMapper
+from sm_train.models.targets import require_embeddings
+from sm_train.models.tokenizer import Tokenizer
+from sm_train.prompts import Chat, read_prompts
+from sm_train.runlog import RunLog, say
+from sm_train.scoring import mappers
+from sm_train.train import checkpoint, start
+from sm_train.train.engines import Engine, EngineConfig, make_engine
+from sm_train.train.engines.base import exit_hard, place
+from sm_train.train.loop import LoopConfig, train
+from sm_train.train.objectives.instruct import InstructConfig, InstructObjective
+from sm_train.train.objectives.padded import PaddedRegression
+from sm_train.train.schedule import ScheduleConfig
+from sm_train.train.validate import InstructionLosses, NearestTokenWer
+
+PLACEMENTS = ("zero3", "replicated", "offload")
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_PROVEN = 16  # transcripts that every wording is proven with
+_FRAMES = 10_000  # padded frames of a micro-batch of validation
+
+
+@dataclass(frozen=True)
+class TuneBatchConfig:
+    """The size of a step."""
+
+    tokens: int = config.key(4096, "budget of a micro-batch: items times the longest one's tokens in the LLM")
+    samples: int = config.key(0, "if above 0, a micro-batch holds up to this many items instead, whatever their length")
+    lanes: int = config.key(8, "G: micro-batches of a step over all ranks; the number of ranks must divide it")
+    window: int = config.key(WINDOW_ITEMS, "items that are sorted by length together")
+
+    def __post_init__(self) -> None:
+        for name in ("tokens", "lanes", "window"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"batch.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.samples < 0:
+            raise ValueError(f"batch.samples is {self.samples}; it must be 0 or more")
+
+    @property
+    def unit(self) -> str:
+        """What the budget counts."""
+        return "samples" if self.samples else "tokens"
+
+    @property
+    def budget(self) -> int:
+        """Of a micro-batch, in :attr:`unit`."""
+        return self.samples or self.tokens
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """Stage 2."""
+
+    run: str = config.key(config.REQUIRED, "run folder")
+    mapper: str = config.key(config.REQUIRED, "where the mapper comes from: a run folder of pretrain, or a checkpoint")
+    shards: str = config.key(config.REQUIRED, "shard set that precompute wrote")
+    target: str = config.key(config.REQUIRED, "name of the LLM's target set in it, with tasks (cluster.retarget)")
+    llm: str | None = config.key(None, "folder or hub repository; null takes the LLM that the targets came from")
+    llm_revision: str | None = config.key(None, "hub revision of llm")
+    placement: str = config.key(
+        "zero3", "the LLM's weights: zero3 (partitioned over the ranks) | replicated (engine decides the mapper's) | "
+        "offload (partitioned, waiting in host memory)"
+    )  # fmt: skip
+    checkpoint_activations: bool = config.key(False, "keep only each layer's input of the LLM, and compute it again")
+    tasks: dict[str, float] = config.key(config.REQUIRED, "asr, st, st-LANGUAGE, sqa: share of the items, as {asr: 1}")
+    prompts: str = config.key(config.REQUIRED, "YAML file of prompts by task; the train paraphrases are used")
+    max_answer_tokens: int = config.key(150, "a longer answer, end of turn included, is an error")
+    splits: list[str] = config.key(["train"], "splits to train on")
+    valid_splits: list[str] = config.key(["valid"], "splits to validate on; [] for none")
+    seed: int = config.key(0, "seed of plan, prompts and dropout")
+    objective: InstructConfig = config.key(InstructConfig(), "the loss")
+    batch: TuneBatchConfig = config.key(TuneBatchConfig(), "the size of a step")
+    schedule: ScheduleConfig = config.key(ScheduleConfig(shape="constant"), "the learning rate")
+    engine: EngineConfig = config.key(EngineConfig(), "precision, optimizer, distribution")
+    loop: LoopConfig = config.key(LoopConfig(steps=1000), "steps, checkpoints, validation")
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if self.placement not in PLACEMENTS:
+            raise ValueError(f"placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
+        if not self.tasks or any(share <= 0 for share in self.tasks.values()):
+            raise ValueError(f"tasks is {dict(self.tasks)}; it must name tasks with shares above 0, as {{asr: 1}}")
+        if self.placement != "replicated":
+            zero_3 = replace(self.engine, name="deepspeed", zero_stage=3, offload=self.placement == "offload")
+            object.__setattr__(self, "engine", zero_3)
+
+
+def run(cfg: TuneConfig) -> Engine | None:
+    """Train to the last step; a finished run returns at once."""
+    folder = Path(cfg.run)
+    resumed = start.read(folder)
+    targets = TargetSet(Path(cfg.shards), cfg.target)
+    chat = _chat(cfg, targets)
+    items = _items(cfg, targets, chat, cfg.splits)
+    mapper, began_with = _mapper(cfg, items.speech, resumed)
+    regression = PaddedRegression(
+        targets.rows_RD, targets.pad_row, targets.contract["mean_square"], cfg.objective.mse, cosine="words"
+    )
+    objective = InstructObjective(mapper, regression, cfg.objective)
+    batch = cfg.batch
+    loader = Loader(items, objective.counts, cfg.seed, batch.budget, batch.lanes, *place(), batch.window)
+    contract = _contract(cfg, loader, items, chat) | began_with
+    if start.is_complete(folder, resumed, contract, cfg.loop.steps):
+        return None
+    validation = _validation(cfg, targets, chat)
+    holds = (
+        f"{mapper.num_parameters:,} parameters, {len(items)} instructions, LLM {_llm(cfg, targets)[0]} {cfg.placement}"
+    )
+    engine = make_engine(cfg.engine, batch.lanes)
+    with engine.building():
+        objective.llm = load_model(*_llm(cfg, targets), _DTYPES[cfg.engine.precision])
+    if cfg.checkpoint_activations:
+        objective.keep_only_inputs()
+    engine.prepare(objective, mapper, resumed.state if resumed else None)
+    state = start.begin(cfg, engine, contract, mapper, resumed, holds)
+    log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
+    validate = validation and partial(_validate, validation, engine, objective)
+    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, validate)
+    if log:
+        log.close()
+    return engine
+
+
+def _llm(cfg: TuneConfig, targets: TargetSet) -> tuple[str, str | None]:
+    """Where the LLM comes from: path and revision."""
+    contract = targets.contract
+    return (cfg.llm, cfg.llm_revision) if cfg.llm else (contract["llm"], contract["llm_revision"])
+
+
+def _chat(cfg: TuneConfig, targets: TargetSet) -> Chat:
+    """The LLM's tokenizer and template, once it is clear that the targets are this LLM's."""
+    folder = checkpoints.resolve(*_llm(cfg, targets), "LLM")
+    tokenizer = Tokenizer(folder, targets.contract["pad_token"])
+    tokenizer.require_same_as(targets)
+    require_embeddings(folder, targets)
+    tokenizer.warn_of_pad()
+    return Chat(tokenizer.inner)
+
+
+def _items(cfg: TuneConfig, targets: TargetSet, chat: Chat, splits: list[str]) -> InstructionItems:
+    """The instructions of some splits; their prompts are proven to leave a transcript's tokens as they are alone."""
+    prompts = read_prompts(Path(cfg.prompts))
+    mixture = Mixture(cfg.tasks, prompts, "train", cfg.batch.unit, cfg.max_answer_tokens, cfg.seed)
+    speech = SpeechItems(Path(cfg.shards), targets, splits)
+    items = InstructionItems(speech, chat, mixture)
+    first_of_kind = {task.task: i for i, task in reversed(list(enumerate(items.tasks)))}
+    some = speech.ordinals[:: -(-len(speech) // _PROVEN)]
+    texts = speech.utterances.column("text").take(some).to_pylist()
+    transcripts = [normalise(text, targets.contract["normaliser"]) for text in texts]
+    chat.prove([message for i in first_of_kind.values() for message in items.messages(i)], transcripts)
+    return items
+
+
+def _mapper(
+    cfg: TuneConfig, speech: SpeechItems, resumed: checkpoint.Checkpoint | None
+) -> tuple[SpeechMapper, dict[str, Any]]:
+    """The pretrained mapper, or the run's own once it has a checkpoint; and what a run remembers of its origin."""
+    found = checkpoint.find(Path(cfg.run if resumed else cfg.mapper))
+    mappers.read(found.parent, found).require_frozen({**speech.dataset, **speech.targets.contract})
+    origin = resumed.contract["mapper_hash"] if resumed else file_digest(found / checkpoint.WEIGHTS)
+    return SpeechMapper.from_pretrained(found).train(), {"mapper": cfg.mapper, "mapper_hash": origin}
+
+
+def _contract(cfg: TuneConfig, loader: Loader, items: InstructionItems, chat: Chat) -> dict[str, Any]:
+    """What a run must go on with unchanged; ranks, placement and precision may change, and the number of steps."""
+    chosen = {"stage": "tune", "tasks": dict(cfg.tasks), **start.settings(cfg, "batch", "objective", "schedule")}
+    frozen = start.frozen(items.speech.dataset, items.speech.targets) | {"tasks_hash": items.digest}
+    prompts = [prompt for kind in items.kinds for prompt in items.mixture.prompts.of(kind, "train")]
+    rendered = {f"rendered.{prompt}": [list(ids) for ids in chat.halves(prompt)] for prompt in prompts}
+    plan = {"seed": cfg.seed, "splits": cfg.splits, "utterance_plan": loader.fingerprint}
+    return {**chosen, **start.optimizer(cfg.engine), **frozen, **rendered, **plan}
+
+
+Validation = tuple[InstructionLosses, NearestTokenWer]
+
+
+def _validation(cfg: TuneConfig, targets: TargetSet, chat: Chat) -> Validation | None:
+    if not cfg.valid_splits or not cfg.loop.validate_every:
+        return None
+    items = _items(cfg, targets, chat, cfg.valid_splits)
+    say(f"validation: {len(items)} instructions, {len(items.speech)} utterances of {', '.join(cfg.valid_splits)}")
+    frames = max(int(items.speech.lengths.max()), _FRAMES)
+    return InstructionLosses(items, cfg.batch.budget), NearestTokenWer(items.speech, "change_point", frames)
+
+
+def _validate(validation: Validation, engine: Engine, objective: InstructObjective) -> dict[str, float]:
+    losses, wer = validation
+    return {**losses(engine, objective), **wer(engine, objective.mapper)}
+
+
+def main(argv: list[str]) -> None:
+    engine = run(config.load(TuneConfig, argv, "sm_train.tune"))
+    if engine is not None:
+        engine.close()
+        exit_hard()
+
+
+if __name__ == "__main__":
+    run_command(main)
