@@ -26,7 +26,9 @@ def main(argv: list[str]) -> None:
 
 def _only_target_set(shard_set: Path) -> str:
     names = sorted(path.parent.name for path in (shard_set / "targets").glob(f"*/{DATASET}"))
-    if len(names) != 1:
+    if not names:
+        raise UserError(f"shard set {shard_set} has no target set; name its LLM under targets in the precompute config")
+    if len(names) > 1:
         raise UserError(f"shard set {shard_set} has {len(names)} target sets ({', '.join(names)}); choose with --name")
     return names[0]
 

@@ -88,14 +88,16 @@ class InstructionItems:
         of_speech = {name: column[self.speech_items] for name, column in speech.columns.items()}
         self.columns: Columns = {**of_speech, "num_answer_tokens": sizes}
         self.duration_s = speech.duration_s[self.speech_items]
-        self.lengths = np.ones_like(sizes) if self.unit == "samples" else self._longest_rows()
+        longest_rows = self._longest_rows()  # also proves that every wording's variables are there
+        self.lengths = np.ones_like(sizes) if self.unit == "samples" else longest_rows
 
     def __len__(self) -> int:
         return len(self.tasks)
 
     def of_epoch(self, epoch: int) -> NDArray[np.int64]:
         """The items of an epoch, in the shares of the mixture."""
-        return plan.mix(self.groups, list(self.mixture.weights.values()), self.mixture.seed, epoch)
+        weights = self.mixture.weights
+        return plan.mix(list(self.groups.values()), [weights[name] for name in self.groups], self.mixture.seed, epoch)
 
     def messages(self, item: int) -> list[str]:
         """Every wording of an item's prompt, its variables filled."""
@@ -115,11 +117,11 @@ class InstructionItems:
         halves = [self.chat.halves(self.message(int(i), epoch)) for i in items]
         answers = [self.answers[i] for i in items]
         rows = [
-            [*prefix, *[prefix[0]] * int(count), *suffix, *answer[:-1]]
+            [*prefix, *[self.chat.end_id] * int(count), *suffix, *answer[:-1]]
             for (prefix, suffix), count, answer in zip(halves, positions, answers, strict=True)
         ]
         longest, longest_answer = max(map(len, rows)), max(map(len, answers))
-        ids_BL = np.full((len(rows), longest), rows[0][0], np.int64)
+        ids_BL = np.full((len(rows), longest), self.chat.end_id, np.int64)
         is_real_BL, is_speech_BL = (np.zeros((len(rows), longest), bool) for _ in range(2))
         answers_BA = np.full((len(rows), longest_answer), IGNORED, np.int64)
         for b, (row, (prefix, _), answer) in enumerate(zip(rows, halves, answers, strict=True)):
@@ -136,11 +138,12 @@ class InstructionItems:
         spoken = num_positions(self.columns["num_frames"])
         return np.array(around, np.int64) + spoken + self.columns["num_answer_tokens"] - 1
 
-    def _groups(self, kinds: Sequence[tuple[str, str]]) -> list[NDArray[np.int64]]:
-        groups = []
-        for name in self.mixture.weights:
-            groups.append(np.flatnonzero([name in _groups_of(*kind) for kind in kinds]))
-            if not len(groups[-1]):
+    def _groups(self, kinds: Sequence[tuple[str, str]]) -> dict[str, NDArray[np.int64]]:
+        """Items by name of the mixture, in the order of names: the mixture's own order must change nothing."""
+        groups = {}
+        for name in sorted(self.mixture.weights):
+            groups[name] = np.flatnonzero([name in _groups_of(*kind) for kind in kinds])
+            if not len(groups[name]):
                 have = sorted({group for kind in kinds for group in _groups_of(*kind)})
                 raise UserError(
                     f"target set {self.root} has no task {name!r} about the utterances of these splits; of those asked "

@@ -145,13 +145,6 @@ def test_weights_are_relative(make: Any) -> None:
     assert make(doubled).of_epoch(1).tolist() == make().of_epoch(1).tolist()
 
 
-def test_weights_in_another_order_give_the_same_epoch(make: Any) -> None:
-    """A run's contract compares tasks as a mapping: one that goes on with its keys in another order is let in."""
-    turned = dict(reversed(MIXED.items()))
-    assert turned == MIXED
-    assert sorted(make(turned).of_epoch(1).tolist()) == sorted(make().of_epoch(1).tolist())
-
-
 # ---- how they are asked
 
 
@@ -208,7 +201,9 @@ def test_lengths_bound_the_rows_of_every_epoch_and_are_reached(make: Any) -> Non
 def test_a_budget_in_tokens_is_kept_by_what_is_fed(make: Any) -> None:
     items = make()
     loader = Loader(items, counts, 0, 250, 2, 0, 1)
-    sizes = [batch.ids_BL.numel() for step in itertools.islice(loader.steps(Position(0, 0)), 12) for _, batch in step.batches]
+    sizes = [
+        batch.ids_BL.numel() for step in itertools.islice(loader.steps(Position(0, 0)), 12) for _, batch in step.batches
+    ]
     assert max(sizes) <= 250
     assert np.mean(sizes) > 100
 
@@ -217,7 +212,9 @@ def test_a_budget_in_samples_is_a_number_of_items(make: Any) -> None:
     items = make(unit="samples")
     assert (items.unit, set(items.lengths.tolist())) == ("samples", {1})
     loader = Loader(items, counts, 0, 5, 2, 0, 1)
-    sizes = [len(batch.ids_BL) for step in itertools.islice(loader.steps(Position(0, 0)), 8) for _, batch in step.batches]
+    sizes = [
+        len(batch.ids_BL) for step in itertools.islice(loader.steps(Position(0, 0)), 8) for _, batch in step.batches
+    ]
     assert max(sizes) == 5
     assert np.mean(sizes) > 3
     assert make().unit == "tokens"

@@ -1,5 +1,6 @@
 """The frozen LLM: what it generates from embeddings is what it generates from ids."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,7 +65,10 @@ def test_a_loaded_model_is_frozen_and_in_evaluation_mode(llm_folder: Path, dtype
     assert {parameter.device.type for parameter in model.parameters()} == {"cpu"}
 
 
-def test_a_folder_that_holds_no_llm_is_one_line(tmp_path: Path) -> None:
+def test_an_llm_without_weights_is_one_line(llm_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"LLM {tmp_path}: the folder has no config.json"):
+        load_model(str(tmp_path), None, "float32")
+    shutil.copytree(llm_folder, tmp_path, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
     with pytest.raises(UserError, match=f"LLM {tmp_path} cannot be loaded: ") as caught:
         load_model(str(tmp_path), None, "float32")
     assert "\n" not in str(caught.value)

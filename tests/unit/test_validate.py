@@ -1,8 +1,9 @@
-"""Validation: WER of nearest-token decoding, on any number of ranks."""
+"""Validation: WER of nearest-token decoding and the losses on held-out instructions, on any number of ranks."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from sm_train.data.batches import SpeechItems
+from sm_train.data.instructions import IGNORED, InstructionItems
 from sm_train.data.target_set import TargetSet
+from sm_train.records import PromptedBatch
 from sm_train.train.engines import EngineConfig
 from sm_train.train.engines.base import leave_ranks, start_ranks, sum_over_ranks
-from sm_train.train.validate import NearestTokenWer
-from tests import training
+from sm_train.train.objectives.instruct import InstructObjective
+from sm_train.train.validate import InstructionLosses, NearestTokenWer
+from tests import training, tuning
 
 
 class Alone:
@@ -106,3 +110,99 @@ def test_ranks_share_the_work_and_agree(items: SpeechItems, tmp_path: Path, worl
 
 def test_the_vocabulary_is_the_table(items: SpeechItems) -> None:
     assert NearestTokenWer(items, "none", 100).vocabulary == len(training.WORDS)
+
+
+# ---- the losses of stage 2
+
+
+class Holding(Alone):
+    """As much of an engine as the losses need: it remembers what it fed, and how."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module, self.fed = module, []  # type: ignore[var-annotated]
+
+    def forward(self, batch: PromptedBatch) -> dict[str, Tensor]:
+        assert not torch.is_grad_enabled()
+        assert not self.module.mapper.training
+        self.fed.append(batch)
+        sums: dict[str, Tensor] = self.module(batch)
+        return sums
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuning.Small:
+    return tuning.small(tmp_path_factory.mktemp("losses"), "llama3", spare=(3, 0, 1))
+
+
+def by_hand(items: InstructionItems, objective: InstructObjective) -> dict[str, float]:
+    """Sums of each item alone over the counts of all."""
+    totals = dict.fromkeys((*objective.weights, "accuracy"), 0.0)
+    tokens, positions = 0, {term: 0 for term in objective.weights if term != "ce"}
+    objective.eval()
+    for i in range(len(items)):
+        batch = items.collate(np.array([i]), 0)
+        with torch.no_grad():
+            sums = objective(batch)
+        for term in totals:
+            totals[term] += float(sums[term])
+        tokens += int((batch.answer_ids_BA != IGNORED).sum())
+        spoken, words = int(batch.speech.num_frames_B[0]) // 4, int(batch.speech.num_tokens_B[0])
+        of_item = {"word": min(words + 1, spoken), "pad": max(spoken - words - 1, 0)}
+        positions = {term: count + of_item[term] for term, count in positions.items()}
+    objective.train()
+    means = {"ce": totals["ce"] / tokens, **{term: totals[term] / positions[term] for term in positions}}
+    loss = sum(weight * means[term] for term, weight in objective.weights.items())
+    return {"valid_loss": loss, "valid_ce": means["ce"], "valid_accuracy": totals["accuracy"] / tokens}
+
+
+@pytest.mark.parametrize("budget", [1, 100, 10_000])
+@pytest.mark.parametrize("sigma", [0.9, 0.0])
+def test_losses_are_those_of_each_item_by_hand(world: tuning.Small, sigma: float, budget: int) -> None:
+    objective = world.objective(sigma=sigma)
+    found = InstructionLosses(world.items, budget)(Holding(objective), objective)  # type: ignore[arg-type]
+    assert found == pytest.approx(by_hand(world.items, objective), rel=1e-5)
+    assert next(iter(found)) == "valid_loss"  # the figure that a run is judged by
+    assert found["valid_ce"] > 0
+
+
+def test_losses_are_taken_in_evaluation_and_training_goes_on(world: tuning.Small) -> None:
+    objective = world.objective().train()
+    engine = Holding(objective)
+    InstructionLosses(world.items, 100)(engine, objective)  # type: ignore[arg-type]
+    assert objective.mapper.training
+    assert not any(module.training for module in objective.llm.modules())
+    assert len(engine.fed) > 2
+    assert all(p.grad is None for p in objective.parameters())
+
+
+def test_losses_ask_in_the_first_epoch_s_words_each_time(world: tuning.Small) -> None:
+    objective = world.objective()
+    losses = InstructionLosses(world.items, 100)
+    engines = [Holding(objective), Holding(objective)]
+    first, again = (losses(engine, objective) for engine in engines)  # type: ignore[arg-type]
+    assert first == again
+    pieces = losses.batches.pieces
+    assert sorted(np.concatenate(pieces).tolist()) == list(range(len(world.items)))
+    for piece, one, other in zip(pieces, *(engine.fed for engine in engines), strict=True):
+        expected = world.items.collate(piece, 0)
+        assert torch.equal(one.ids_BL, expected.ids_BL)
+        assert torch.equal(other.ids_BL, expected.ids_BL)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_ranks_take_equally_many_batches_and_count_each_item_once(world: tuning.Small, world_size: int) -> None:
+    objective = world.objective()
+    alone = Holding(objective)
+    budget = next(b for b in range(80, 400) if len(InstructionLosses(world.items, b).batches.pieces) % world_size)
+    expected = InstructionLosses(world.items, budget)(alone, objective)  # type: ignore[arg-type]
+    assert len(alone.fed) % world_size
+
+    def work() -> None:
+        engine = Holding(objective)
+        found = InstructionLosses(world.items, budget)(engine, objective)  # type: ignore[arg-type]
+        assert found == pytest.approx(expected, rel=1e-9)
+        assert len(engine.fed) == -(-len(alone.fed) // world_size)
+        leave_ranks()
+
+    assert training.in_ranks(world_size, work) == [0] * world_size
