@@ -191,10 +191,11 @@ def _contract(cfg: TuneConfig, loader: Loader, items: InstructionItems, chat: Ch
     """What a run must go on with unchanged; ranks, placement and precision may change, and the number of steps."""
     chosen = {"stage": "tune", "tasks": dict(cfg.tasks), **start.settings(cfg, "batch", "objective", "schedule")}
     frozen = start.frozen(items.speech.dataset, items.speech.targets) | {"tasks_hash": items.digest}
-    prompts = [prompt for kind in items.kinds for prompt in items.mixture.prompts.of(kind, "train")]
-    rendered = {f"rendered.{prompt}": [list(ids) for ids in chat.halves(prompt)] for prompt in prompts}
+    wordings = {kind: list(items.mixture.prompts.of(kind, "train")) for kind in items.kinds}
+    prompts = {f"prompts.{kind}": messages for kind, messages in wordings.items()}
+    rendered = {f"rendered.{m}": [list(ids) for ids in chat.halves(m)] for ms in wordings.values() for m in ms}
     plan = {"seed": cfg.seed, "splits": cfg.splits, "utterance_plan": loader.fingerprint}
-    return {**chosen, **start.optimizer(cfg.engine), **frozen, **rendered, **plan}
+    return {**chosen, **start.optimizer(cfg.engine), **frozen, **prompts, **rendered, **plan}
 
 
 Validation = tuple[InstructionLosses, NearestTokenWer]

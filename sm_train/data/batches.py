@@ -38,7 +38,7 @@ class Items(Protocol):
     duration_s: NDArray[np.float64]
 
     def of_epoch(self, epoch: int) -> NDArray[np.int64] | None:
-        """The items that an epoch goes through, each once; None for all."""
+        """The items that an epoch goes through, equally many in every epoch; None for all, each once."""
 
     def collate(self, items: NDArray[np.int64], epoch: int) -> MicroBatch:
         """Read, verify and pad some items."""
@@ -133,6 +133,8 @@ class Loader:
         self.my_lanes = range(rank, lanes, world_size)
         self.lengths = items.lengths
         plan.check(self.lengths, budget, lanes, items.ids, items.unit)
+        if (chosen := items.of_epoch(0)) is not None:
+            plan.check(self.lengths[chosen], budget, lanes)
         self.item_counts = counts(items.columns)
         self.fingerprint = plan.fingerprint(self.lengths, seed, budget, lanes, window)
 

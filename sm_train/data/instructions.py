@@ -149,6 +149,8 @@ class InstructionItems:
                     f"target set {self.root} has no task {name!r} about the utterances of these splits; of those asked "
                     f"for it has: {', '.join(have) or 'none'}; add instructions with cluster.retarget"
                 )
+        if sum(map(len, groups.values())) > len(kinds):
+            raise UserError(f"the tasks {', '.join(groups)} overlap; name st or its languages, not both")
         return groups
 
     def _require_tasks(self) -> None:

@@ -109,6 +109,23 @@ def test_spliced_prompts_give_the_logits_of_the_text_prompts(name: str, exact: A
         assert torch.allclose(found_AV, expected_AV, rtol=1e-4, atol=1e-4)
 
 
+def test_the_llm_is_told_where_each_row_begins(exact: Any) -> None:
+    """Places count from a row's first token, as in decoding; what rotates by relative places would not show it."""
+    world = exact("llama3")
+    batch, seen = collate(world, some(world)), []
+    handle = world.llm.register_forward_pre_hook(lambda _m, _args, told: seen.append(told), with_kwargs=True)
+    with torch.no_grad():
+        world.objective().answer_logits(told(world, batch), batch)
+    handle.remove()
+    (given,) = seen
+    assert torch.equal(given["attention_mask"], batch.is_real_BL.long())
+    for b, size in enumerate(batch.is_real_BL.sum(dim=1).tolist()):
+        assert given["position_ids"][b, -size:].tolist() == list(range(size))
+    assert int(given["position_ids"].min()) == 0
+    assert given["logits_to_keep"] == batch.answer_ids_BA.shape[1]  # no [B, L, V] is ever made
+    assert given["use_cache"] is False
+
+
 @pytest.mark.parametrize("kind", ["final_logit_softcapping", "attn_logit_softcapping"])
 def test_gemma_2_s_soft_caps_are_on(kind: str, exact: Any) -> None:
     """Their absence would be seen: a low cap changes what the objective reads."""

@@ -180,6 +180,7 @@ def test_a_mixture_goes_through_a_group_before_it_comes_again() -> None:
         assert len(rounds) > 1
         for one in rounds[:-1]:
             assert sorted(one) == group.tolist()
+        assert len({tuple(one) for one in rounds[:-1]}) == len(rounds) - 1  # each in an order of its own
         assert len(set(rounds[-1])) == len(rounds[-1])
 
 

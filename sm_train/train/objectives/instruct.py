@@ -78,7 +78,8 @@ class InstructObjective(nn.Module):
             UserError: the LLM has dropout, which would be on then.
         """
         settings = self.llm.config.get_text_config().to_dict()
-        if on := [name for name, value in settings.items() if "dropout" in name and value]:
+        numbers = {name: value for name, value in settings.items() if isinstance(value, int | float)}
+        if on := [name for name, value in numbers.items() if "drop" in name and value > 0]:
             raise UserError(f"checkpoint_activations: the LLM's config has {on[0]} {settings[on[0]]}; it must be 0")
         self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
