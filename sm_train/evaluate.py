@@ -46,7 +46,7 @@ class EvaluateConfig:
     run: str = config.key(config.REQUIRED, "run folder of training; the results go there")
     checkpoint: str = config.key("best", "best | latest | a checkpoint folder")
     tuned: list[str] = config.key([], "run folders of tuning to compare with, each by its best checkpoint")
-    other_template: bool = config.key(False, "also evaluate mappers that were tuned with another chat template")
+    other_template: bool = config.key(False, "also evaluate mappers that were tuned with another LLM or chat template")
     shards: str = config.key(config.REQUIRED, "shard set with the test splits")
     target: str = config.key(config.REQUIRED, "name of the LLM's target set in it")
     splits: list[str] = config.key(["test"], "splits to evaluate on")

@@ -22,7 +22,7 @@ from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.runlog import RunLog, say
 from sm_train.scoring.decode import TRIMS
 from sm_train.train import start
-from sm_train.train.engines import Engine, EngineConfig, make_engine
+from sm_train.train.engines import Engine, EngineConfig
 from sm_train.train.engines.base import exit_hard, place
 from sm_train.train.loop import LoopConfig, train
 from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective, PaddedRegression
@@ -76,7 +76,7 @@ def run(cfg: PretrainConfig) -> Engine | None:
     import torch
 
     folder = Path(cfg.run)
-    resumed = start.read(folder)
+    resumed = start.read(folder, start.PRETRAIN)
     targets = TargetSet(Path(cfg.shards), cfg.target)
     items = SpeechItems(Path(cfg.shards), targets, cfg.splits)
     torch.manual_seed(cfg.seed)
@@ -90,8 +90,8 @@ def run(cfg: PretrainConfig) -> Engine | None:
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
     hours = float(items.duration_s.sum()) / 3600
-    holds = f"{mapper.num_parameters:,} parameters, {len(items)} utterances, {hours:.2f} h"
-    engine = make_engine(cfg.engine, cfg.batch.lanes)
+    holds = f"{mapper.num_parameters:,} parameters, {len(items)} utterances, {hours:.2f} h, {cfg.engine}"
+    engine = start.make_agreed_engine(cfg.engine, cfg.batch.lanes, folder, resumed, contract)
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
@@ -106,7 +106,12 @@ def _contract(cfg: PretrainConfig, loader: Loader, items: SpeechItems) -> dict[s
     chosen = start.settings(cfg, "batch", "mapper", "objective", "schedule")
     frozen = start.frozen(items.dataset, items.targets)
     # The fingerprint's name comes last, so that a difference is reported by the setting that makes it.
-    plan = {"seed": cfg.seed, "splits": cfg.splits, "utterance_plan": loader.fingerprint}
+    plan = {
+        "seed": cfg.seed,
+        "splits": cfg.splits,
+        "valid_splits": cfg.valid_splits,
+        "utterance_plan": loader.fingerprint,
+    }
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **plan}
 
 

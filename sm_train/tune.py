@@ -9,29 +9,28 @@ number of ranks that divides batch.lanes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sm_train import config
+from sm_train.chat import Chat
 from sm_train.data.batches import Loader, SpeechItems
 from sm_train.data.instructions import InstructionItems, Mixture
 from sm_train.data.mds import file_digest
 from sm_train.data.plan import WINDOW_ITEMS
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import normalise
-from sm_train.errors import run_command
-from sm_train.models import checkpoints
-from sm_train.models.llm import load_model
+from sm_train.errors import UserError, run_command
+from sm_train.models.llm import TargetsLlm, load_model
 from sm_train.models.mapper import SpeechMapper
-from sm_train.models.targets import require_embeddings
-from sm_train.models.tokenizer import Tokenizer
-from sm_train.prompts import Chat, read_prompts
+from sm_train.prompts import read_prompts
 from sm_train.runlog import RunLog, say
 from sm_train.scoring import mappers
 from sm_train.train import checkpoint, start
-from sm_train.train.engines import Engine, EngineConfig, make_engine
+from sm_train.train.engines import Engine, EngineConfig
 from sm_train.train.engines.base import exit_hard, place
 from sm_train.train.loop import LoopConfig, train
 from sm_train.train.objectives.instruct import InstructConfig, InstructObjective
@@ -87,7 +86,9 @@ class TuneConfig:
         "offload (partitioned, waiting in host memory)"
     )  # fmt: skip
     checkpoint_activations: bool = config.key(False, "keep only each layer's input of the LLM, and compute it again")
-    tasks: dict[str, float] = config.key(config.REQUIRED, "asr, st, st-LANGUAGE, sqa: share of the items, as {asr: 1}")
+    tasks: dict[str, float] = config.key(
+        config.REQUIRED, "asr, st, st-LANGUAGE, sqa: share of the items, as {asr: 1}; 0 leaves one out"
+    )
     prompts: str = config.key(config.REQUIRED, "YAML file of prompts by task; the train paraphrases are used")
     max_answer_tokens: int = config.key(150, "a longer answer, end of turn included, is an error")
     splits: list[str] = config.key(["train"], "splits to train on")
@@ -104,20 +105,37 @@ class TuneConfig:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
-        if not self.tasks or any(share <= 0 for share in self.tasks.values()):
+        if not self.shares or not all(0 <= share < math.inf for share in self.tasks.values()):
             raise ValueError(f"tasks is {dict(self.tasks)}; it must name tasks with shares above 0, as {{asr: 1}}")
-        if self.placement != "replicated":
-            zero_3 = replace(self.engine, name="deepspeed", zero_stage=3, offload=self.placement == "offload")
-            object.__setattr__(self, "engine", zero_3)
+        if self.placement == "replicated" and self.engine.zero_stage == 3:
+            raise ValueError("engine.zero_stage is 3, which partitions the LLM too; take it for placement zero3 alone")
+        if self.llm_revision and not self.llm:
+            raise ValueError(f"llm_revision is {self.llm_revision!r} without an llm; name the repository too")
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The tasks that take part."""
+        return {name: float(share) for name, share in self.tasks.items() if share > 0}
+
+    @property
+    def placed(self) -> EngineConfig:
+        """The engine that the placement asks for."""
+        if self.placement == "replicated":
+            return self.engine
+        return replace(self.engine, name="deepspeed", zero_stage=3, offload=self.placement == "offload")
 
 
 def run(cfg: TuneConfig) -> Engine | None:
     """Train to the last step; a finished run returns at once."""
     folder = Path(cfg.run)
-    resumed = start.read(folder)
+    resumed = start.read(folder, start.TUNE)
     targets = TargetSet(Path(cfg.shards), cfg.target)
-    chat = _chat(cfg, targets)
+    llm = TargetsLlm(targets, cfg.llm, cfg.llm_revision)
+    if cfg.checkpoint_activations:
+        llm.require_no_dropout()
+    chat = llm.chat()
     items = _items(cfg, targets, chat, cfg.splits)
+    llm.require_ids(items.largest_id)
     mapper, began_with = _mapper(cfg, items.speech, resumed)
     regression = PaddedRegression(
         targets.rows_RD, targets.pad_row, targets.contract["mean_square"], cfg.objective.mse, cosine="words"
@@ -125,18 +143,16 @@ def run(cfg: TuneConfig) -> Engine | None:
     objective = InstructObjective(mapper, regression, cfg.objective)
     batch = cfg.batch
     loader = Loader(items, objective.counts, cfg.seed, batch.budget, batch.lanes, *place(), batch.window)
-    contract = _contract(cfg, loader, items, chat) | began_with
+    contract = _contract(cfg, loader, items, chat) | llm.facts() | began_with
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
     validation = _validation(cfg, targets, chat)
-    holds = (
-        f"{mapper.num_parameters:,} parameters, {len(items)} instructions, LLM {_llm(cfg, targets)[0]} {cfg.placement}"
-    )
-    engine = make_engine(cfg.engine, batch.lanes)
+    holds = f"{mapper.num_parameters:,} parameters, {len(items)} instructions, {llm.path} {cfg.placement}, {cfg.placed}"
+    engine = start.make_agreed_engine(cfg.placed, batch.lanes, folder, resumed, contract)
     with engine.building():
-        objective.llm = load_model(*_llm(cfg, targets), _DTYPES[cfg.engine.precision])
-    if cfg.checkpoint_activations:
-        objective.keep_only_inputs()
+        objective.llm = load_model(llm.path, llm.revision, _DTYPES[cfg.engine.precision])
+    if cfg.checkpoint_activations:  # each layer's input is kept, the rest computed again in the backward
+        objective.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
@@ -147,26 +163,10 @@ def run(cfg: TuneConfig) -> Engine | None:
     return engine
 
 
-def _llm(cfg: TuneConfig, targets: TargetSet) -> tuple[str, str | None]:
-    """Where the LLM comes from: path and revision."""
-    contract = targets.contract
-    return (cfg.llm, cfg.llm_revision) if cfg.llm else (contract["llm"], contract["llm_revision"])
-
-
-def _chat(cfg: TuneConfig, targets: TargetSet) -> Chat:
-    """The LLM's tokenizer and template, once it is clear that the targets are this LLM's."""
-    folder = checkpoints.resolve(*_llm(cfg, targets), "LLM")
-    tokenizer = Tokenizer(folder, targets.contract["pad_token"])
-    tokenizer.require_same_as(targets)
-    require_embeddings(folder, targets)
-    tokenizer.warn_of_pad()
-    return Chat(tokenizer.inner)
-
-
 def _items(cfg: TuneConfig, targets: TargetSet, chat: Chat, splits: list[str]) -> InstructionItems:
     """The instructions of some splits; their prompts are proven to leave a transcript's tokens as they are alone."""
     prompts = read_prompts(Path(cfg.prompts))
-    mixture = Mixture(cfg.tasks, prompts, "train", cfg.batch.unit, cfg.max_answer_tokens, cfg.seed)
+    mixture = Mixture(cfg.shares, prompts, "train", cfg.batch.unit, cfg.max_answer_tokens, cfg.seed)
     speech = SpeechItems(Path(cfg.shards), targets, splits)
     items = InstructionItems(speech, chat, mixture)
     first_of_kind = {task.task: i for i, task in reversed(list(enumerate(items.tasks)))}
@@ -181,20 +181,33 @@ def _mapper(
     cfg: TuneConfig, speech: SpeechItems, resumed: checkpoint.Checkpoint | None
 ) -> tuple[SpeechMapper, dict[str, Any]]:
     """The pretrained mapper, or the run's own once it has a checkpoint; and what a run remembers of its origin."""
-    found = checkpoint.find(Path(cfg.run if resumed else cfg.mapper))
-    mappers.read(found.parent, found).require_frozen({**speech.dataset, **speech.targets.contract})
+    own = checkpoint.latest(Path(cfg.run)) if resumed else None
+    found = own or checkpoint.find(Path(cfg.mapper))
+    theirs, targets = mappers.read(found.parent, found), speech.targets
+    theirs.require_frozen({**speech.dataset, **targets.contract})
+    if not resumed and all(theirs.contract.get(n) != targets.contract[n] for n in ("llm", "embedding_hash")):
+        own_llm, other_llm = targets.contract["llm"], theirs.contract.get("llm")
+        say(f"warning: {found} was pretrained for LLM {other_llm}; the targets are those of {own_llm}")
+    mapper, width = SpeechMapper.from_pretrained(found), targets.rows_RD.shape[1]
+    if mapper.output_width != width:
+        raise UserError(f"{found}: its mapper gives vectors of {mapper.output_width} numbers, this LLM takes {width}")
     origin = resumed.contract["mapper_hash"] if resumed else file_digest(found / checkpoint.WEIGHTS)
-    return SpeechMapper.from_pretrained(found).train(), {"mapper": cfg.mapper, "mapper_hash": origin}
+    return mapper.train(), {"mapper": str(Path(cfg.mapper).resolve()), "mapper_hash": origin}
 
 
 def _contract(cfg: TuneConfig, loader: Loader, items: InstructionItems, chat: Chat) -> dict[str, Any]:
     """What a run must go on with unchanged; ranks, placement and precision may change, and the number of steps."""
-    chosen = {"stage": "tune", "tasks": dict(cfg.tasks), **start.settings(cfg, "batch", "objective", "schedule")}
+    chosen = {"stage": start.TUNE, "tasks": cfg.shares, **start.settings(cfg, "batch", "objective", "schedule")}
     frozen = start.frozen(items.speech.dataset, items.speech.targets) | {"tasks_hash": items.digest}
     wordings = {kind: list(items.mixture.prompts.of(kind, "train")) for kind in items.kinds}
     prompts = {f"prompts.{kind}": messages for kind, messages in wordings.items()}
     rendered = {f"rendered.{m}": [list(ids) for ids in chat.halves(m)] for ms in wordings.values() for m in ms}
-    plan = {"seed": cfg.seed, "splits": cfg.splits, "utterance_plan": loader.fingerprint}
+    plan = {
+        "seed": cfg.seed,
+        "splits": cfg.splits,
+        "valid_splits": cfg.valid_splits,
+        "utterance_plan": loader.fingerprint,
+    }
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **prompts, **rendered, **plan}
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from sm_train import files, tune
+from sm_train.chat import Chat
 from sm_train.data import shards
 from sm_train.data.batches import SpeechItems
 from sm_train.data.instructions import InstructionItems, Mixture
@@ -27,7 +28,7 @@ from sm_train.models import targets, tasks
 from sm_train.models.llm import load_model
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.models.tokenizer import Tokenizer
-from sm_train.prompts import Chat, PromptSet
+from sm_train.prompts import PromptSet
 from sm_train.train import checkpoint, start
 from sm_train.train.engines.base import fresh_state
 from sm_train.train.objectives.instruct import InstructConfig, InstructObjective
@@ -59,12 +60,12 @@ def instructions(path: Path, shard_set: Path) -> Path:
     return path
 
 
-def pretrained(folder: Path, shard_set: Path) -> Path:
+def pretrained(folder: Path, shard_set: Path, seed: int = 4, width: int | None = None) -> Path:
     """A run folder with one checkpoint of an untrained mapper, as stage 1 leaves it."""
     targets = TargetSet(shard_set, TARGET)
-    torch.manual_seed(4)
+    torch.manual_seed(seed)
     cfg = MapperConfig(widths=[32, 16, 24], layers=1, heads=2, feed_forward=32, dropout=0.1)
-    mapper = SpeechMapper(cfg, 32, targets.rows_RD.shape[1], targets.rms)
+    mapper = SpeechMapper(cfg, 32, width or targets.rows_RD.shape[1], targets.rms)
     contract = start.frozen(files.read_json(shard_set / "dataset.json"), targets)
     made = checkpoint.Checkpoint(fresh_state(mapper), 1, Position(0, 1), contract, None)
     attempt = checkpoint.begin_attempt(folder)

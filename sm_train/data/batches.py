@@ -61,9 +61,9 @@ class SpeechItems:
         of_row = targets.table.column("utterance").to_numpy()
         split_of = np.array(self.utterances.column("split").to_pylist())[of_row]
         self.rows = np.flatnonzero(np.isin(split_of, list(splits)))
-        if len(self.rows) == 0:
+        if missing := sorted(set(splits) - set(split_of[self.rows].tolist())):
             have = ", ".join(sorted(set(split_of.tolist())))
-            raise UserError(f"shard set {shard_set} has no utterance in split {', '.join(splits)!r}; it has: {have}")
+            raise UserError(f"shard set {shard_set} has no utterance in split {', '.join(missing)!r}; it has: {have}")
         self.ordinals = of_row[self.rows]
         num_frames = self.utterances.column("num_frames").to_numpy()[self.ordinals]
         num_tokens = targets.table.column("num_tokens").to_numpy()[self.rows]
@@ -133,10 +133,9 @@ class Loader:
         self.my_lanes = range(rank, lanes, world_size)
         self.lengths = items.lengths
         plan.check(self.lengths, budget, lanes, items.ids, items.unit)
-        if (chosen := items.of_epoch(0)) is not None:
-            plan.check(self.lengths[chosen], budget, lanes)
         self.item_counts = counts(items.columns)
         self.fingerprint = plan.fingerprint(self.lengths, seed, budget, lanes, window)
+        self._plan(0)  # what cannot be planned is an error here, before anything is loaded
 
     def steps(self, position: plan.Position) -> Iterator[Step]:
         """Endless steps from ``position`` on, epoch after epoch."""

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from sm_train.chat import Chat
 from sm_train.data import plan, shards
 from sm_train.data.batches import Columns, SpeechItems
 from sm_train.data.lengths import num_positions
 from sm_train.data.mds import file_digest
 from sm_train.errors import UserError
-from sm_train.prompts import Chat, PromptSet, message_for
+from sm_train.prompts import PromptSet, message_for
 from sm_train.records import PromptedBatch, Task
 
 TASKS = "tasks.parquet"
@@ -40,7 +41,7 @@ def tasks_facts(target_set: Path) -> dict[str, str]:
     """The facts that were written with a target set's tasks; empty if there are no tasks."""
     if not (target_set / TASKS).exists():
         return {}
-    metadata = pq.read_schema(target_set / TASKS).metadata or {}
+    metadata = _read(target_set / TASKS).schema.metadata or {}
     return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
@@ -71,7 +72,7 @@ class InstructionItems:
         self.speech, self.chat, self.mixture, self.unit = speech, chat, mixture, mixture.unit
         self.root = speech.targets.root
         self._require_tasks()
-        table = pq.read_table(self.root / TASKS)
+        table = _read(self.root / TASKS)
         item_of = np.full(len(speech.utterances), -1)
         item_of[speech.ordinals] = np.arange(len(speech))
         of_row = item_of[table.column("utterance").to_numpy()]
@@ -173,6 +174,12 @@ class InstructionItems:
             )
 
     @property
+    def largest_id(self) -> int:
+        """The largest token id in any wording or answer."""
+        halves = [half for i in range(len(self)) for m in self.messages(i) for half in self.chat.halves(m)]
+        return max(max(ids, default=0) for ids in [*halves, *self.answers])
+
+    @property
     def kinds(self) -> list[str]:
         """asr, st, sqa: what occurs among the items."""
         return sorted({task.task for task in self.tasks})
@@ -181,6 +188,16 @@ class InstructionItems:
     def digest(self) -> str:
         """A hash of the tasks' file."""
         return file_digest(self.root / TASKS)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{path} cannot be read ({reason}); remove it and write it again with cluster.retarget"
+        ) from None
 
 
 def _groups_of(task: str, language: str) -> set[str]:

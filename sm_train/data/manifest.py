@@ -102,10 +102,12 @@ def read_instructions(path: Path) -> list[Task]:
                 raise UserError(f"{where}: variables {variables!r} are not a JSON object ({error})") from None
         if not isinstance(variables, dict):
             raise UserError(f"{where}: variables {row['variables']!r} are not a JSON object")
-        if not row["answer"]:
+        if not str(row["answer"] or "").strip():
             raise UserError(f"{where}: the answer is empty; every task needs one to be scored against")
-        texts = {str(name): str(value) for name, value in variables.items()}
-        tasks.append(Task(str(row["utterance_id"]), row["task"], texts, row["target_lang"] or "en", str(row["answer"])))
+        texts = {str(name): str(value) for name, value in variables.items() if value is not None}
+        tasks.append(
+            Task(str(row["utterance_id"]), row["task"], texts, str(row["target_lang"] or "en"), str(row["answer"]))
+        )
     return tasks
 
 

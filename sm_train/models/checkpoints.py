@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sm_train.errors import UserError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
+_STRETCHES, _STRETCH_BYTES = 16, 1 << 16
 
 
 def resolve(path: str, revision: str | None, what: str) -> Path:
@@ -36,6 +38,23 @@ def resolve(path: str, revision: str | None, what: str) -> Path:
     except Exception as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{what} {path}: neither a folder here nor to be had from the hub ({reason})") from None
+
+
+def fingerprint(folder: Path) -> str:
+    """A hash of config.json and of stretches of every weight file, spread over it; small files are hashed whole.
+
+    Milliseconds for any size. Another training of the same model is another fingerprint; a change of a few numbers in a
+    large file may not be.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for stretch in range(_STRETCHES):
+                file.seek(max(size - _STRETCH_BYTES, 0) * stretch // (_STRETCHES - 1))
+                digest.update(file.read(_STRETCH_BYTES))
+    return digest.hexdigest()[:16]
 
 
 def weight_map(folder: Path) -> dict[str, Path]:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from sm_train import config
+from sm_train.chat import Chat
+from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
 from sm_train.models.speech import device_here
-from sm_train.models.tokenizer import read_tokenizer
-from sm_train.prompts import Chat
+from sm_train.models.targets import require_embeddings
+from sm_train.models.tokenizer import Tokenizer, read_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -58,6 +60,58 @@ def load_model(path: str, revision: str | None, dtype: str, device_map: str | No
     return model.eval().requires_grad_(False)
 
 
+class TargetsLlm:
+    """The LLM of a target set, before it is loaded: what can be said of it from its small files and its embedding.
+
+    Args:
+        path: folder or hub repository; None for the one that the targets came from.
+
+    Raises:
+        UserError: it is not there.
+    """
+
+    def __init__(self, targets: TargetSet, path: str | None, revision: str | None) -> None:
+        contract = targets.contract
+        self.path: str = path or contract["llm"]
+        self.revision: str | None = revision if path else contract["llm_revision"]
+        self.targets, self.folder = targets, checkpoints.resolve(self.path, self.revision, "LLM")
+
+    def chat(self) -> Chat:
+        """Its chat template.
+
+        Raises:
+            UserError: its tokenizer, its pad or its embedding is not the targets'.
+        """
+        tokenizer = Tokenizer(self.folder, self.targets.contract["pad_token"])
+        tokenizer.require_same_as(self.targets)
+        self.num_embeddings = require_embeddings(self.folder, self.targets)
+        tokenizer.warn_of_pad()
+        return Chat(tokenizer.inner)
+
+    def facts(self) -> dict[str, Any]:
+        """What a run against it must go on with."""
+        return {"llm": self.path, "llm_revision": self.revision, "llm_hash": checkpoints.fingerprint(self.folder)}
+
+    def require_ids(self, largest: int) -> None:
+        """Raises UserError if it does not embed every id up to ``largest``."""
+        if largest >= self.num_embeddings:
+            raise UserError(
+                f"LLM {self.path} embeds {self.num_embeddings} tokens, but its prompts or answers hold the id "
+                f"{largest}: a token was added to its tokenizer alone"
+            )
+
+    def require_no_dropout(self) -> None:
+        """Raises UserError if its config has dropout: it would be on where activations are computed again."""
+        from transformers import AutoConfig
+
+        settings = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config().to_dict()
+        for name, value in settings.items():
+            if "drop" in name and isinstance(value, int | float) and value > 0:
+                raise UserError(
+                    f"checkpoint_activations: LLM {self.path} has {name} {value} in its config; it must be 0"
+                )
+
+
 class FrozenLlm:
     """A causal LLM that continues prompts given as input embeddings."""
 
@@ -65,7 +119,8 @@ class FrozenLlm:
         from transformers import GenerationConfig
 
         self.path = cfg.path
-        self.tokenizer = read_tokenizer(checkpoints.resolve(cfg.path, cfg.revision, "LLM"))
+        folder = checkpoints.resolve(cfg.path, cfg.revision, "LLM")
+        self.tokenizer, self.fingerprint = read_tokenizer(folder), checkpoints.fingerprint(folder)
         self.chat = Chat(self.tokenizer)
         self.model = load_model(cfg.path, cfg.revision, cfg.dtype, cfg.device_map)
         if not cfg.device_map:

@@ -93,8 +93,12 @@ def _embedding_tensor(folder: Path, tied: bool) -> tuple[str, torch.Tensor]:
     )
 
 
-def require_embeddings(folder: Path, targets: TargetSet) -> None:
-    """Raises UserError unless the LLM in a folder embeds the targets' tokens exactly as the targets have them."""
+def require_embeddings(folder: Path, targets: TargetSet) -> int:
+    """How many tokens the LLM in a folder embeds.
+
+    Raises:
+        UserError: it does not embed the targets' tokens exactly as the targets have them.
+    """
     module, ids = embedding_module(folder), torch.from_numpy(targets.token_ids).long()
     fits = int(ids.max()) < module.num_embeddings  # type: ignore[operator]
     with torch.inference_mode():
@@ -104,6 +108,7 @@ def require_embeddings(folder: Path, targets: TargetSet) -> None:
             f"LLM {folder} does not embed tokens as target set {targets.root} has them; "
             f"name the LLM that the targets came from ({targets.contract['llm']})"
         )
+    return int(module.num_embeddings)  # type: ignore[arg-type]
 
 
 def build(cfg: TargetConfig, shard_set: Path) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sm_train import config
+from sm_train.chat import Chat
 from sm_train.data import manifest, shards
 from sm_train.data.instructions import tasks_facts, write_tasks
 from sm_train.data.mds import file_digest
@@ -15,7 +16,6 @@ from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
 from sm_train.models.tokenizer import Tokenizer
-from sm_train.prompts import Chat
 
 _NAMED = 3
 
@@ -53,6 +53,9 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
             f"{len(strangers)} of {len(tasks)} instructions are about utterances that {shard_set} does not have, such "
             f"as {named}; mend the instructions, or name the shard set that they belong to"
         )
+    distinct = {(t.utterance_id, t.task, t.target_lang, json.dumps(t.variables), t.answer) for t in tasks}
+    if len(distinct) < len(tasks):
+        raise UserError(f"{len(tasks) - len(distinct)} of {len(tasks)} instructions are there twice; give each once")
     kept = [task for task in tasks if task.utterance_id in ordinal_of]
     if not kept:
         raise UserError(f"no instruction is about a committed utterance of {shard_set}; nothing is written")

@@ -58,6 +58,10 @@ class Trained:
 
     def require_template(self, llm: FrozenLlm, remedy: str) -> None:
         """Raises UserError unless the LLM's template makes of each prompt of the tuning what it made then."""
+        if self.contract.get("llm_hash", llm.fingerprint) != llm.fingerprint:
+            raise UserError(
+                f"{self.folder}: this mapper was tuned against other weights than LLM {llm.path}'s; {remedy}"
+            )
         for key, then in self.contract.items():
             if not key.startswith(_RENDERED):
                 continue

@@ -90,6 +90,8 @@ def save(
         },
     )
     require_current(run, attempt)
+    if (folder / name).exists():  # what an attempt left that went further than the checkpoint this one began from
+        os.rename(folder / name, folder / f".aside-old-{name}-{attempt}")
     files.publish_folder(aside, folder / name, marker="state.json")
     if is_best:  # before latest: a run killed in between is at the step before, and finds its best again
         _point(folder / "best", name)
@@ -148,6 +150,8 @@ def find(path: Path, name: str = "best") -> Path:
 
 
 def _pointed(link: Path) -> Path | None:
+    if link.exists() and not link.is_symlink():
+        raise UserError(f"{link} is no link but a copy; make it one again: ln -s step-N {link}")
     return link.parent / os.readlink(link) if link.is_symlink() else None
 
 

@@ -6,6 +6,7 @@ weights move only if every loss is finite. The gradient of a step is the same fo
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable
@@ -85,7 +86,7 @@ def train(
         if validate is not None and (run.global_step % cfg.validate_every == 0 or is_last):
             line.update(found := validate())
             judged_by = next(iter(found.values()))
-            is_best = run.best_valid is None or judged_by < run.best_valid
+            is_best = math.isfinite(judged_by) and (run.best_valid is None or judged_by < run.best_valid)
             run.best_valid = judged_by if is_best else run.best_valid
         if log is not None:
             log.write(run.global_step, line)

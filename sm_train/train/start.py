@@ -9,13 +9,15 @@ from typing import Any
 from sm_train import config
 from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetSet
+from sm_train.errors import UserError
 from sm_train.models.mapper import SpeechMapper
 from sm_train.runlog import say, write_environment
 from sm_train.train import checkpoint
-from sm_train.train.engines import Engine, EngineConfig
-from sm_train.train.engines.base import require_one_step
+from sm_train.train.engines import Engine, EngineConfig, make_engine
+from sm_train.train.engines.base import require_one_start
 from sm_train.train.loop import Run
 
+PRETRAIN, TUNE = "pretrain", "tune"
 FROZEN_ENCODER = ("encoder", "encoder_revision", "encoder_hash", "layer", "pool")
 FROZEN_LLM = ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
 
@@ -38,10 +40,17 @@ def frozen(dataset: Mapping[str, Any], targets: TargetSet) -> dict[str, Any]:
     return {**of_encoder, **of_llm, "shards": dataset["part_hashes"]}
 
 
-def read(run: Path) -> checkpoint.Checkpoint | None:
-    """The newest checkpoint of a run, if there is one."""
+def read(run: Path, stage: str) -> checkpoint.Checkpoint | None:
+    """The newest checkpoint of a run, if there is one.
+
+    Raises:
+        UserError: it is another stage's.
+    """
     found = checkpoint.latest(run)
-    return checkpoint.load(found) if found else None
+    resumed = checkpoint.load(found) if found else None
+    if resumed and resumed.contract.get("stage", PRETRAIN) != stage:
+        raise UserError(f"run {run} is not a run of {stage}; give another run folder")
+    return resumed
 
 
 def is_complete(run: Path, resumed: checkpoint.Checkpoint | None, contract: Mapping[str, Any], steps: int) -> bool:
@@ -59,6 +68,15 @@ def is_complete(run: Path, resumed: checkpoint.Checkpoint | None, contract: Mapp
     return True
 
 
+def make_agreed_engine(
+    cfg: EngineConfig, lanes: int, run: Path, resumed: checkpoint.Checkpoint | None, contract: Mapping[str, Any]
+) -> Engine:
+    """The engine, once every rank has found the same checkpoint, data and models."""
+    engine = make_engine(cfg, lanes)
+    require_one_start(engine, run, resumed.global_step if resumed else 0, contract)
+    return engine
+
+
 def begin(
     cfg: Any, engine: Engine, contract: dict[str, Any], mapper: SpeechMapper, resumed: checkpoint.Checkpoint | None,
     holds: str,
@@ -66,20 +84,19 @@ def begin(
     """Start or continue the run that ``cfg`` names: its config and environment are written, an attempt is counted.
 
     Args:
-        cfg: a stage's config, with ``run``, ``seed``, ``engine`` and ``loop``.
-        holds: what is trained, on what, for the terminal.
+        cfg: a stage's config, with ``run``, ``seed`` and ``loop``.
+        holds: what is trained, on what and how, for the terminal.
     """
     folder = Path(cfg.run)
     state = Run(folder, 0, cfg.seed, contract, mapper.description())
     if resumed:
         state.global_step, state.position, state.best_valid = resumed.global_step, resumed.position, resumed.best_valid
-    require_one_step(engine, folder, state.global_step)
     if engine.rank == 0:
         config.dump(cfg, folder / "config.yaml")
         write_environment(folder, engine.world_size)
         state.attempt = checkpoint.begin_attempt(folder)
     say(
-        f"{folder}: {holds}, {engine.world_size} ranks of {cfg.engine.name} "
-        f"{cfg.engine.precision} on {engine.device.type}, from step {state.global_step} of {cfg.loop.steps}"
+        f"{folder}: {holds}, {engine.world_size} ranks on {engine.device.type}, "
+        f"from step {state.global_step} of {cfg.loop.steps}"
     )
     return state

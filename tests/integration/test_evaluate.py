@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sm_train import ask, config, evaluate, files
+from sm_train.chat import Chat
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig, SpeechMapper
-from sm_train.prompts import Chat
 from sm_train.scoring import mappers
 from sm_train.train import checkpoint
 from tests import builders

@@ -292,7 +292,11 @@ def fails(path: Path, *words: str) -> str:
     ("words", "expected"),
     [
         (["placement=zero4"], ["placement is 'zero4'", "replicated"]),
-        (["tasks={asr: 0, sqa: 1}"], ["shares above 0"]),
+        (["tasks={asr: 0, sqa: 0}"], ["shares above 0"]),
+        (["tasks.asr=.nan"], ["shares above 0"]),
+        (["llm_revision=abc"], ["llm_revision is 'abc' without an llm"]),
+        (["placement=replicated", "engine.zero_stage=3"], ["engine.zero_stage is 3"]),
+        (["splits=[train,tset]"], ["no utterance in split 'tset'", "dev, train"]),
         (["tasks={asr: 1, st-xx: 1}"], ["no task 'st-xx'", "asr, sqa"]),
         (["objective.sigma=1"], ["objective.sigma is 1"]),
         (["batch.tokens=20"], ["'utt-", "padded tokens", "budget of 20", "batch.tokens"]),
@@ -353,6 +357,62 @@ def test_another_chat_template_is_refused(world: Path, shard_folder: Path, llm_f
     text = fails(config(tmp_path, "run", world, shard_folder), f"llm={other}")
     assert "another chat template" in text
     assert "cluster.retarget" in text
+
+
+def test_another_training_of_the_llm_is_refused_on_resume(
+    local_run: Path, world: Path, shard_folder: Path, llm_folder: Path, tmp_path: Path
+) -> None:
+    from safetensors.torch import save_file
+
+    other = Path(shutil.copytree(llm_folder, tmp_path / "other"))
+    tensors = load_file(other / "model.safetensors")
+    save_file({n: t if "embed" in n else t + 0.1 for n, t in tensors.items()}, other / "model.safetensors",
+              metadata={"format": "pt"})  # fmt: skip
+    path = copy_of(local_run.with_suffix(".yaml"), tmp_path, world, shard_folder)
+    text = fails(path, *REPLICATED, f"llm={other}")
+    assert "llm is " in text
+    shutil.rmtree(tmp_path / "resumed")
+    assert training.in_ranks(1, lambda: tuning.train(path, *REPLICATED, f"llm={other}", "loop.steps=2")) == [0]
+    state = json.loads((tmp_path / "resumed/checkpoints/latest/state.json").read_text())["contract"]
+    assert state["llm"] == str(other)
+
+
+def test_a_run_of_stage_1_is_not_tuned_in_place(world: Path, shard_folder: Path, tmp_path: Path) -> None:
+    text = fails(config(tmp_path, "run", world, shard_folder), f"run={world / 'stage1'}")
+    assert "stage1 is not a run of tune" in text
+
+
+def test_ranks_that_found_different_mappers_stop_before_the_llm_is_loaded(
+    world: Path, shard_folder: Path, tmp_path: Path
+) -> None:
+    other = tuning.pretrained(tmp_path / "other", shard_folder, seed=5)
+    path = config(tmp_path, "run", world, shard_folder)
+
+    def work() -> None:
+        tune.load_model = None  # type: ignore[assignment]
+        find = tune.checkpoint.find
+        if os.environ["RANK"] == "1":
+            tune.checkpoint.find = lambda _path: find(other)
+        with pytest.raises(errors.UserError, match="its ranks have read different checkpoints"):
+            tuning.train(path)
+
+    assert training.in_ranks(2, work) == [0, 0]
+
+
+def test_a_mapper_of_another_width_is_refused(world: Path, shard_folder: Path, tmp_path: Path) -> None:
+    other = tuning.pretrained(tmp_path / "other", shard_folder, width=20)
+    text = fails(config(tmp_path, "run", world, shard_folder), f"mapper={other}")
+    assert "gives vectors of 20 numbers, this LLM takes 16" in text
+
+
+def test_a_share_of_zero_leaves_a_task_out(world: Path, shard_folder: Path, tmp_path: Path) -> None:
+    cfg = training.load(config(tmp_path, "run", world, shard_folder), "tasks={asr: 0, st-fr: 2}", stage=tune)
+    assert cfg.shares == {"sqa": 0.5, "st-fr": 2.0}
+
+
+def test_a_dumped_config_can_be_placed_otherwise(zero_run: Path) -> None:
+    cfg = training.load(zero_run / "config.yaml", *REPLICATED, stage=tune)
+    assert (cfg.placed.name, cfg.placed.zero_stage) == ("local", 1)
 
 
 def test_a_target_set_without_tasks_names_the_command(world: Path, shard_folder: Path, tmp_path: Path) -> None:

@@ -186,3 +186,22 @@ def test_a_run_without_such_a_checkpoint_names_it(run: Path, name: str) -> None:
         checkpoint.find(run, name)
     with pytest.raises(UserError, match=r"run /nowhere/run has no checkpoint"):
         checkpoint.find(Path("/nowhere/run"), name)
+
+
+def test_a_step_that_another_attempt_left_beyond_latest_is_written_anew(run: Path) -> None:
+    """As after a damaged checkpoint, when a person has pointed latest at the one before."""
+    save(run, 2)
+    save(run, 4)
+    (run / "checkpoints/step-4/mapper.safetensors").write_bytes(b"damaged")
+    checkpoint._point(run / "checkpoints/latest", "step-2")
+    save(run, 4, checkpoint.begin_attempt(run))
+    assert_same(pointed(checkpoint.latest(run)), made(4))
+    assert steps(run) == ["step-2", "step-4"]
+
+
+def test_a_link_that_became_a_copy_is_refused(run: Path) -> None:
+    save(run, 2)
+    (run / "checkpoints/latest").unlink()
+    (run / "checkpoints/latest").mkdir()
+    with pytest.raises(UserError, match="latest is no link but a copy; make it one again: ln -s step-N"):
+        checkpoint.latest(run)

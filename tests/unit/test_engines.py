@@ -13,7 +13,7 @@ from sm_train.errors import UserError
 from sm_train.records import Batch
 from sm_train.train.engines import EngineConfig, TrainState, make_engine
 from sm_train.train.engines import base as engines_base
-from sm_train.train.engines.deepspeed import zero_config
+from sm_train.train.engines.deepspeed import BUCKET, REUSE, zero_config
 from tests.training import assert_equal
 
 
@@ -206,11 +206,11 @@ def test_deepspeed_accumulates_and_reduces_in_fp32(precision: str) -> None:
 
 
 def test_stage_3_partitions_and_offload_leaves_weights_in_host_memory() -> None:
-    cpu = torch.device("cpu")
-    assert zero_config(EngineConfig(zero_stage=3), 2, cpu)["zero_optimization"] == {"stage": 3}
+    cpu, sizes = torch.device("cpu"), {"stage": 3, "reduce_bucket_size": BUCKET, "stage3_max_reuse_distance": REUSE}
+    assert zero_config(EngineConfig(zero_stage=3), 2, cpu)["zero_optimization"] == sizes
     for device, pinned in ((cpu, False), (torch.device("cuda"), True)):
         zero = zero_config(EngineConfig(zero_stage=3, offload=True), 2, device)["zero_optimization"]
-        assert zero == {"stage": 3, "offload_param": {"device": "cpu", "pin_memory": pinned}}
+        assert zero == {**sizes, "offload_param": {"device": "cpu", "pin_memory": pinned}}
     with pytest.raises(ValueError, match=r"engine\.offload needs engine\.zero_stage 3; it is 1"):
         EngineConfig(offload=True)
 

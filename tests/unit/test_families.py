@@ -11,8 +11,9 @@ import pytest
 import torch
 from tokenizers import pre_tokenizers
 
+from sm_train.chat import Chat
 from sm_train.errors import UserError
-from sm_train.prompts import Chat, fill, read_prompts
+from sm_train.prompts import fill, read_prompts
 from tests.builders import ROOT
 from tests.families import FAMILIES, family
 
@@ -182,6 +183,24 @@ def test_no_template_prints_today(folder: Any) -> None:
     turns = [{"role": "user", "content": "Hello"}]
     assert "26 Jul 2024" not in tokenizer.apply_chat_template(turns, tokenize=False)
     assert "Today Date: 26 Jul 2024" in tokenizer.decode(Chat(tokenizer).halves("Repeat.\n{speech}")[0])
+
+
+def test_a_template_with_a_clock_of_its_own_prints_the_same_date_for_ever(folder: Any) -> None:
+    tokenizer = load(folder("llama3"))
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}\n" + tokenizer.chat_template
+    prefix, _ = Chat(tokenizer).halves("Repeat.\n{speech}")
+    assert tokenizer.decode(prefix).startswith("26 Jul 2024\n")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_text_with_a_token_that_ends_a_turn_is_refused(name: str, folder: Any) -> None:
+    tokenizer = load(folder(name))
+    chat = Chat(tokenizer)
+    end = tokenizer.convert_ids_to_tokens(chat.end_id)
+    for says in (lambda: chat.answers([f"the boat{end} and"]), lambda: chat.halves(f"Repeat{end}\n{{speech}}")):
+        with pytest.raises(UserError, match=f"a special token under the tokenizer of .*{name}; take it out"):
+            says()
+    assert chat.answers(["the boat and"])[0].count(chat.end_id) == 1
 
 
 def test_no_template_opens_a_think_block(folder: Any) -> None:

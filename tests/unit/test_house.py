@@ -22,7 +22,7 @@ SOURCES = sorted(path for room in ("sm_train", "cluster", "tools") for path in (
 
 # A room may import itself and those to its left; train may import scoring, never the other way.
 FLOORS = ["base", "data", "models", "scoring", "train", "entries", "cluster", "tools"]
-BASE = {"errors", "config", "records", "files", "runlog", "prompts"}
+BASE = {"errors", "config", "records", "files", "runlog", "prompts", "chat"}
 
 PLACES = {
     "omegaconf": ["sm_train/config.py"],

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from sm_train.data.instructions import IGNORED
 from sm_train.errors import UserError
-from sm_train.models.llm import FrozenLlm, LlmConfig, load_model
+from sm_train.models.llm import FrozenLlm, LlmConfig, TargetsLlm, load_model
 from sm_train.models.mapper import positions_of
 from sm_train.records import PromptedBatch
 from sm_train.scoring import systems
@@ -347,7 +347,7 @@ def test_recomputed_activations_give_the_same_gradient(name: str, uneven: Any) -
     objective.llm = load_model(str(world.llm_folder), None, "float32")
     for layer in objective.llm.model.layers:
         layer.self_attn.register_forward_pre_hook(lambda *_: calls.append(1))
-    objective.keep_only_inputs()
+    objective.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     found = gradients(objective, [batch])
     assert len(calls) == 2 * len(objective.llm.model.layers)  # in the forward, and again in the backward
     assert relative_difference(found, expected) < 1e-6
@@ -363,11 +363,10 @@ def test_recomputing_an_llm_with_dropout_is_refused(name: str, setting: str, exa
     folder = Path(shutil.copytree(exact(name).llm_folder, tmp_path / "llm"))
     settings = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**settings, setting: 0.1}))
-    objective = exact(name).objective()
-    objective.llm = load_model(str(folder), None, "float32")
-    with pytest.raises(UserError, match=f"checkpoint_activations: the LLM's config has {setting} 0.1; it must be 0"):
-        objective.keep_only_inputs()
-    assert not objective.llm.is_gradient_checkpointing
+    world = exact(name)
+    TargetsLlm(world.targets, str(world.llm_folder), None).require_no_dropout()
+    with pytest.raises(UserError, match=f"checkpoint_activations: LLM {folder} has {setting} 0.1 in its config"):
+        TargetsLlm(world.targets, str(folder), None).require_no_dropout()
 
 
 # ---- splicing

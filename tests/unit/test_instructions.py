@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from sm_train.chat import Chat
 from sm_train.data import instructions
 from sm_train.data.batches import Columns, Loader, SpeechItems
 from sm_train.data.instructions import IGNORED, InstructionItems
@@ -23,7 +24,7 @@ from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import tasks
 from sm_train.models.tokenizer import Tokenizer
-from sm_train.prompts import Chat, PromptSet
+from sm_train.prompts import PromptSet
 from tests import tuning
 
 MIXED = {"asr": 1.0, "st-fr": 0.7, "sqa": 0.4}

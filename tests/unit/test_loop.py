@@ -17,7 +17,7 @@ from sm_train.data.batches import Columns, Loader
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
 from sm_train.records import Batch
-from sm_train.train import loop
+from sm_train.train import loop, start
 from sm_train.train.engines import Engine
 from sm_train.train.loop import LoopConfig
 from sm_train.train.objectives.padded import PaddedObjective, PaddedRegression
@@ -53,13 +53,13 @@ def shard_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
     """The engines that runs made, in order."""
     made: list[Engine] = []
-    real: Callable[..., Engine] = pretrain.make_engine
+    real: Callable[..., Engine] = start.make_engine
 
     def remember(*args: object) -> Engine:
         made.append(real(*args))
         return made[-1]
 
-    monkeypatch.setattr(pretrain, "make_engine", remember)
+    monkeypatch.setattr(start, "make_engine", remember)
     return made
 
 
@@ -97,6 +97,17 @@ def test_every_step_has_a_line_with_what_it_did(shard_folder: Path, tmp_path: Pa
     assert lines[-1]["loss"] < lines[0]["loss"]
     state = json.loads((tmp_path / "run/checkpoints/latest/state.json").read_text())
     assert (state["global_step"], state["adam_step"], state["scaler"]) == (10, 10, None)
+
+
+def test_a_validation_that_is_not_finite_is_never_the_best(
+    shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = iter([float("nan"), 3.0, 2.0, float("inf"), float("nan")])
+    monkeypatch.setattr(pretrain, "_validation", lambda *_: lambda: {"valid_wer": next(found)})
+    path = training.write_config(tmp_path / "run.yaml", shard_folder)
+    training.train(path, "loop.validate_every=2", "loop.save_every=10", "loop.keep=9")
+    state = json.loads((tmp_path / "run/checkpoints/best/state.json").read_text())
+    assert (state["global_step"], state["best_valid"]) == (6, 2.0)
 
 
 def test_training_learns_the_words(shard_folder: Path, tmp_path: Path) -> None:

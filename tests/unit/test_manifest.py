@@ -101,3 +101,22 @@ def test_instructions_of_both_formats(tmp_path: Path) -> None:
         path = builders.write_manifest(tmp_path / "bad.jsonl", [{**rows[0], **change}])
         with pytest.raises(UserError, match=says):
             manifest.read_instructions(path)
+
+
+def test_a_variable_that_is_null_is_not_there(tmp_path: Path) -> None:
+    row = {
+        "utterance_id": "u0",
+        "task": "sqa",
+        "variables": {"question": None, "n": 2},
+        "target_lang": 7,
+        "answer": "a",
+    }
+    (task,) = manifest.read_instructions(builders.write_manifest(tmp_path / "i.jsonl", [row]))
+    assert (task.variables, task.target_lang) == ({"n": "2"}, "7")
+
+
+@pytest.mark.parametrize("answer", [None, "", "  ", "\u3000"])
+def test_an_answer_of_nothing_is_refused(tmp_path: Path, answer: str | None) -> None:
+    row = {"utterance_id": "u0", "task": "asr", "variables": None, "target_lang": "en", "answer": answer}
+    with pytest.raises(UserError, match="row 1: the answer is empty"):
+        manifest.read_instructions(builders.write_manifest(tmp_path / "i.jsonl", [row]))

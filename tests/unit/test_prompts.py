@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from sm_train.chat import PROBE, Chat
 from sm_train.errors import UserError
-from sm_train.prompts import PROBE, Chat, PromptSet, fill, read_prompts, require_speech
+from sm_train.prompts import PromptSet, fill, read_prompts, require_speech
 from tests.builders import ROOT
 
 MESSAGE = "Repeat.\n{speech}\nNow."
@@ -69,7 +70,7 @@ class CharTokenizer:
 
     def __init__(self, user: str = "<{}>?", answer: str = " {}.", templated: bool = True) -> None:
         self.user, self.answer, self.chat_template = user, answer, "yes" if templated else None
-        self.added_tokens_decoder = {ord(token): SimpleNamespace(content=token) for token in ".!"}
+        self.added_tokens_decoder = {ord(token): SimpleNamespace(special=token == "!", content=token) for token in ".!"}
         self.rendered = 0
 
     def apply_chat_template(self, turns: list[dict[str, str]], tokenize: bool, **settings: Any) -> str:
@@ -125,7 +126,7 @@ def test_without_an_added_token_behind_it_an_answer_ends_in_eos(answer: str) -> 
 
 def test_white_space_ends_no_answer_even_as_an_added_token() -> None:
     tokenizer = CharTokenizer(answer="{}\n")
-    tokenizer.added_tokens_decoder[ord("\n")] = SimpleNamespace(content="\n")
+    tokenizer.added_tokens_decoder[ord("\n")] = SimpleNamespace(special=False, content="\n")
     assert Chat(tokenizer).end_id == CharTokenizer.eos_token_id
 
 

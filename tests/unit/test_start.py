@@ -15,6 +15,7 @@ from sm_train.data.batches import Loader
 from sm_train.data.plan import Position
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
+from sm_train.models.llm import TargetsLlm
 from sm_train.models.mapper import SpeechMapper
 from sm_train.train import checkpoint, start
 from sm_train.train.engines import EngineConfig, make_engine
@@ -87,16 +88,18 @@ def test_a_run_begins_with_its_config_and_goes_on_where_it_was(
     assert (state.contract, state.description, state.seed) == ({"seed": 0}, mapper.description(), 0)
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "environment.json", "attempt.json"}
     assert training.load(tmp_path / "run/config.yaml", stage=tune) == cfg
-    assert "some weights, 1 ranks of local fp32 on cpu, from step 0 of 8" in capsys.readouterr().out
+    assert "some weights, 1 ranks on cpu, from step 0 of 8" in capsys.readouterr().out
     again = start.begin(cfg, engine, {"seed": 0}, mapper, saved(5, {"seed": 0}, world), "some weights")
     assert (again.attempt, again.global_step, again.position, again.best_valid) == (2, 5, Position(1, 2), 0.25)
 
 
 def test_the_newest_checkpoint_is_read(world: Path, tmp_path: Path) -> None:
-    assert start.read(tmp_path) is None
-    found = start.read(world / "stage1")
+    assert start.read(tmp_path, "pretrain") is None
+    found = start.read(world / "stage1", "pretrain")
     assert found is not None
     assert found.global_step == 1
+    with pytest.raises(UserError, match="stage1 is not a run of tune; give another run folder"):
+        start.read(world / "stage1", "tune")
 
 
 # ---- the contract of stage 2
@@ -110,7 +113,7 @@ def contract_of(world: Path, shard_folder: Path, folder: Path, prompts: Any = No
         overrides["prompts"] = str(folder / "prompts.yaml")
     cfg = dataclasses.replace(training.load(path, stage=tune), **overrides)
     targets = TargetSet(shard_folder, tuning.TARGET)
-    chat = tune._chat(cfg, targets)
+    chat = TargetsLlm(targets, cfg.llm, cfg.llm_revision).chat()
     items = tune._items(cfg, targets, chat, cfg.splits)
     loader = Loader(items, lambda columns: columns, cfg.seed, cfg.batch.budget, cfg.batch.lanes, 0, 1)
     fed = [[(i, items.message(i, epoch)) for i in items.of_epoch(epoch).tolist()] for epoch in range(2)]
@@ -133,7 +136,7 @@ def test_a_contract_of_stage_2_names_what_its_plan_and_prompts_follow_from(
     assert {"tasks_hash", "seed", "splits", "utterance_plan", "batch.tokens", "engine.clip", "shards"} <= set(contract)
     asked = [p for task in ("asr", "sqa") for p in tuning.PROMPTS[task]["train"]]
     assert {n.removeprefix("rendered.") for n in contract if n.startswith("rendered.")} == set(asked)
-    for name, value in (("placement", "offload"), ("checkpoint_activations", True), ("valid_splits", [])):
+    for name, value in (("placement", "offload"), ("checkpoint_activations", True)):
         assert contract_of(world, shard_folder, tmp_path, **{name: value})["contract"] == contract
 
 
@@ -159,7 +162,7 @@ def test_what_feeds_other_items_or_wordings_is_another_contract(
 
 def test_the_settings_of_a_placement_are_the_engine_s(world: Path, shard_folder: Path, tmp_path: Path) -> None:
     path = tuning.write_config(tmp_path / "run.yaml", world, shard_folder)
-    engines = {p: training.load(path, f"placement={p}", stage=tune).engine for p in tune.PLACEMENTS}
+    engines = {p: training.load(path, f"placement={p}", stage=tune).placed for p in tune.PLACEMENTS}
     assert {p: (e.name, e.zero_stage, e.offload) for p, e in engines.items()} == {
         "zero3": ("deepspeed", 3, False), "replicated": ("local", 1, False), "offload": ("deepspeed", 3, True),
     }  # fmt: skip

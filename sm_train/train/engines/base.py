@@ -42,6 +42,10 @@ class EngineConfig:
     threads: int = config.key(1, "CPU threads of one rank")
     timeout_s: float = config.key(600.0, "seconds after which a collective that does not end is an error")
 
+    def __str__(self) -> str:
+        zero = f" ZeRO-{self.zero_stage}" if self.name == "deepspeed" else ""
+        return f"{self.name}{zero} {self.precision}"
+
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
             raise ValueError(f"engine.precision is {self.precision!r}; it must be one of {', '.join(DTYPES)}")
@@ -165,12 +169,13 @@ def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
     return values
 
 
-def require_one_step(engine: Engine, run: Path, step: int) -> None:
-    """Raises UserError unless all ranks have read the checkpoint of the same step."""
-    if engine.sum_over_ranks(torch.tensor([step])).item() != step * engine.world_size:
+def require_one_start(engine: Engine, run: Path, step: int, contract: Mapping[str, Any]) -> None:
+    """Raises UserError unless all ranks have read the checkpoint of the same step, and the same data and models."""
+    start = [step, int(config.fingerprint(contract)[:8], 16)]
+    if engine.sum_over_ranks(torch.tensor(start)).tolist() != [engine.world_size * value for value in start]:
         raise UserError(
-            f"run {run}: its ranks have read different checkpoints (this one step {step}); end the attempt that still "
-            "writes there, or put the run on a file system that all ranks share"
+            f"run {run}: its ranks have read different checkpoints (this one step {step}), data or models; end the "
+            "attempt that still writes there, or put them on a file system that all ranks share"
         )
 
 

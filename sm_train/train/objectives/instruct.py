@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from sm_train import config
 from sm_train.data.batches import Columns
 from sm_train.data.instructions import IGNORED
-from sm_train.errors import UserError
 from sm_train.models.mapper import SpeechMapper, mask, positions_of
 from sm_train.records import PromptedBatch
 from sm_train.train.objectives.padded import PaddedRegression
@@ -70,18 +69,6 @@ class InstructObjective(nn.Module):
         # Transformers recomputes activations in training mode only, which changes nothing else without dropout.
         self.llm.train(mode and self.llm.is_activation_checkpointing)
         return self
-
-    def keep_only_inputs(self) -> None:
-        """Keep each LLM layer's input alone in the forward pass and compute the rest again in the backward.
-
-        Raises:
-            UserError: the LLM has dropout, which would be on then.
-        """
-        settings = self.llm.config.get_text_config().to_dict()
-        numbers = {name: value for name, value in settings.items() if isinstance(value, int | float)}
-        if on := [name for name, value in numbers.items() if "drop" in name and value > 0]:
-            raise UserError(f"checkpoint_activations: the LLM's config has {on[0]} {settings[on[0]]}; it must be 0")
-        self.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
     def counts(self, columns: Columns) -> dict[str, NDArray[np.int64]]:
         """Answer tokens of each item, and positions of each regression term [N]."""
