@@ -10,6 +10,7 @@ number of ranks that divides batch.lanes.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -136,6 +137,7 @@ def run(cfg: TuneConfig) -> Engine | None:
     chat = llm.chat()
     items = _items(cfg, targets, chat, cfg.splits)
     llm.require_ids(items.largest_id)
+    llm.require_room(items.longest_row)
     mapper, began_with = _mapper(cfg, items.speech, resumed)
     regression = PaddedRegression(
         targets.rows_RD, targets.pad_row, targets.contract["mean_square"], cfg.objective.mse, cosine="words"
@@ -192,7 +194,7 @@ def _mapper(
     if mapper.output_width != width:
         raise UserError(f"{found}: its mapper gives vectors of {mapper.output_width} numbers, this LLM takes {width}")
     origin = resumed.contract["mapper_hash"] if resumed else file_digest(found / checkpoint.WEIGHTS)
-    return mapper.train(), {"mapper": str(Path(cfg.mapper).resolve()), "mapper_hash": origin}
+    return mapper.train(), {"mapper": os.path.normpath(cfg.mapper), "mapper_hash": origin}
 
 
 def _contract(cfg: TuneConfig, loader: Loader, items: InstructionItems, chat: Chat) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class InstructionItems:
         self.duration_s = speech.duration_s[self.speech_items]
         longest_rows = self._longest_rows()  # also proves that every wording's variables are there
         self.lengths = np.ones_like(sizes) if self.unit == "samples" else longest_rows
+        self.longest_row = int(longest_rows.max())
+        """Tokens of the LLM."""
 
     def __len__(self) -> int:
         return len(self.tasks)

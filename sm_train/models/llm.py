@@ -102,14 +102,28 @@ class TargetsLlm:
 
     def require_no_dropout(self) -> None:
         """Raises UserError if its config has dropout: it would be on where activations are computed again."""
-        from transformers import AutoConfig
-
-        settings = AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config().to_dict()
-        for name, value in settings.items():
+        for name, value in self._settings().items():
             if "drop" in name and isinstance(value, int | float) and value > 0:
                 raise UserError(
                     f"checkpoint_activations: LLM {self.path} has {name} {value} in its config; it must be 0"
                 )
+
+    def require_room(self, row_tokens: int) -> None:
+        """Raises UserError if a row of so many tokens is longer than the LLM was made for."""
+        limit = self._settings().get("max_position_embeddings")
+        if limit and row_tokens > limit:
+            raise UserError(
+                f"LLM {self.path} takes rows of {limit} tokens, but the longest prompt with its speech and answer has "
+                f"{row_tokens}; leave such utterances or answers out"
+            )
+
+    def _settings(self) -> dict[str, Any]:
+        from transformers import AutoConfig
+
+        settings: dict[str, Any] = (
+            AutoConfig.from_pretrained(self.folder, trust_remote_code=False).get_text_config().to_dict()
+        )
+        return settings
 
 
 class FrozenLlm:

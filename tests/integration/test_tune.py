@@ -351,6 +351,28 @@ def test_another_llm_s_embedding_is_refused(world: Path, shard_folder: Path, llm
     assert "does not embed tokens" in fails(config(tmp_path, "run", world, shard_folder), f"llm={other}")
 
 
+@pytest.mark.parametrize(
+    ("file", "change", "expected"),
+    [
+        ("config.json", {"max_position_embeddings": 30}, "takes rows of 30 tokens, but the longest prompt"),
+        ("config.json", {"attention_dropout": 0.1}, "has attention_dropout 0.1 in its config"),
+    ],
+)
+def test_an_llm_that_cannot_be_trained_through_is_refused(
+    world: Path,
+    shard_folder: Path,
+    llm_folder: Path,
+    tmp_path: Path,
+    file: str,
+    change: dict[str, object],
+    expected: str,
+) -> None:
+    other = Path(shutil.copytree(llm_folder, tmp_path / "other"))
+    (other / file).write_text(json.dumps({**json.loads((other / file).read_text()), **change}))
+    text = fails(config(tmp_path, "run", world, shard_folder), f"llm={other}", "checkpoint_activations=true")
+    assert expected in text
+
+
 def test_another_chat_template_is_refused(world: Path, shard_folder: Path, llm_folder: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(llm_folder, tmp_path / "other"))
     (other / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}</s>{% endfor %}")
