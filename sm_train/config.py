@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import json
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, read_write
 from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 from yaml import YAMLError
 
@@ -46,7 +47,7 @@ def load(schema: type[C], argv: list[str], program: str) -> C:
     path = Path(argv[0])
     if not path.is_file():
         raise UserError(f"config file {path} does not exist; {usage}")
-    return _build(schema, [_read(path), *(_override(word) for word in argv[1:])], where=str(path))
+    return _build(schema, [_read(path), *(_override(word) for word in argv[1:])], where=str(path), words=argv[1:])
 
 
 def _read(path: Path) -> DictConfig:
@@ -100,26 +101,38 @@ def dump(config: Any, path: Path) -> None:
     files.write_text(path, OmegaConf.to_yaml(OmegaConf.create(to_mapping(config))))
 
 
-def describe(schema: Any, prefix: str = "") -> str:
-    """The lines of ``--help``: every key, its default and what it means."""
+def describe(schema: Any, prefix: str = "", chosen: Any = None) -> str:
+    """The lines of ``--help``: every key, its default and what it means.
+
+    Args:
+        chosen: the default that a config which holds this one gives it; None for the schema's own.
+    """
     lines = []
     hints = typing.get_type_hints(schema)
     for field in dataclasses.fields(schema):
         hint = hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            lines.append(describe(hint, f"{prefix}{field.name}."))
-            continue
         made = field.default_factory
-        default = field.default if made is dataclasses.MISSING else made()
+        default: Any = field.default if made is dataclasses.MISSING else made()
+        default = default if chosen is None else getattr(chosen, field.name)
+        if dataclasses.is_dataclass(hint):
+            lines.append(describe(hint, f"{prefix}{field.name}.", default))
+            continue
         shown = "required" if isinstance(default, str) and default == MISSING else f"default {json.dumps(default)}"
         lines.append(f"  {prefix}{field.name}  {field.metadata.get('help', '')} [{shown}]")
     return "\n".join(lines)
 
 
-def _build(schema: type[C], layers: list[Any], where: str) -> C:
+def _build(schema: type[C], layers: list[Any], where: str, words: Sequence[str] = ()) -> C:
     merged = OmegaConf.structured(schema)
+    whole = [word.partition("=")[0] for word in words if word.partition("=")[2].lstrip().startswith("{")]
+    mappings = {name for name, hint in typing.get_type_hints(schema).items() if typing.get_origin(hint) is dict}
     try:
-        for layer in layers:
+        for number, layer in enumerate(layers):
+            # tasks={st: 1} is all the tasks there are; tasks.st=1 adds to what the file says.
+            if number == len(layers) - len(words):
+                with read_write(merged):
+                    for mapping in mappings & set(whole):
+                        merged[mapping] = {}
             merged = OmegaConf.merge(merged, layer)
         missing = sorted(OmegaConf.missing_keys(merged))
         if missing:
@@ -130,6 +143,8 @@ def _build(schema: type[C], layers: list[Any], where: str) -> C:
         name, reason = getattr(error, "full_key", None), str(error).strip().splitlines()[0]
         if isinstance(error, ConfigKeyError):
             raise UserError(f"{where}: unknown key {name!r}; --help lists the keys") from None
+        if "is not a ListConfig" in reason:
+            reason = f"a list is wanted, as {name}=[A,B]"
         raise UserError(f"{where}: {f'key {name!r}: ' if name else ''}{reason}") from None
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: {error}") from None

@@ -68,6 +68,8 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.trim not in TRIMS:
             raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
+        if self.prompt_group not in ("train", "held_out"):
+            raise ValueError(f"prompt_group is {self.prompt_group!r}; it must be train or held_out")
         if self.normaliser not in NORMALISERS:
             raise ValueError(f"normaliser is {self.normaliser!r}; it must be one of {', '.join(NORMALISERS)}")
         for name in ("max_new_tokens", "batch_size", "threads"):
@@ -132,7 +134,8 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, trained: Sequence[Trained]) -> 
     scores.write_results(folder / "results.json", scores.score(hypotheses, cfg.normaliser, languages))
     shown = showcase.examples(utterances, hypotheses, cfg.audio_root, cfg.examples)
     metrics = folder / "metrics.jsonl"
-    build_report(folder, shown, showcase.picture(utterances, mapped[0]), metrics if metrics.exists() else None)
+    picture, tuned = showcase.picture(utterances, mapped[0]), [(one.name, one.run) for one in trained if one.is_tuned]
+    build_report(folder, shown, picture, metrics if metrics.exists() else None, tuned)
 
 
 def main(argv: list[str]) -> None:

@@ -13,7 +13,14 @@ from sm_train.errors import UserError
 from sm_train.records import Task
 
 SPEECH = "{speech}"
-LANGUAGES = {"en": "English", "fr": "French", "de": "German", "es": "Spanish", "it": "Italian", "zh": "Chinese"}
+_NAMES = (
+    "ar Arabic, ca Catalan, cs Czech, da Danish, de German, el Greek, en English, es Spanish, et Estonian, fa Persian, "
+    "fi Finnish, fr French, hi Hindi, hu Hungarian, id Indonesian, it Italian, ja Japanese, ko Korean, lt Lithuanian, "
+    "lv Latvian, nl Dutch, no Norwegian, pl Polish, pt Portuguese, ro Romanian, ru Russian, sk Slovak, sl Slovenian, "
+    "sv Swedish, ta Tamil, tr Turkish, uk Ukrainian, vi Vietnamese, zh Chinese"
+)
+LANGUAGES = {code: name for code, _, name in (pair.partition(" ") for pair in _NAMES.split(", "))}
+"""Code (ISO 639-1) -> the language's name in English, as prompts have it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +97,10 @@ def fill(message: str, variables: Mapping[str, str]) -> str:
 
 
 def message_for(prompt: str, task: Task) -> str:
-    """A task's prompt with its variables filled, ``{target_language}`` among them.
+    """A task's prompt with its variables filled, ``{target_language}`` among them, by its code or as a variable.
 
     Raises:
         UserError: the prompt asks for a variable that the task does not have.
     """
-    language = LANGUAGES.get(task.target_lang, task.target_lang)
-    return fill(prompt, {"target_language": language, **task.variables})
+    named = {"target_language": LANGUAGES[task.target_lang]} if task.target_lang in LANGUAGES else {}
+    return fill(prompt, {**named, **task.variables})

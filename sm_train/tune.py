@@ -10,7 +10,6 @@ number of ranks that divides batch.lanes.
 from __future__ import annotations
 
 import math
-import os
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,13 +148,15 @@ def run(cfg: TuneConfig) -> Engine | None:
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
     validation = _validation(cfg, targets, chat)
-    holds = f"{mapper.num_parameters:,} parameters, {len(items)} instructions, {llm.path} {cfg.placement}, {cfg.placed}"
+    mixture = ", ".join(f"{name} {share:g}" for name, share in cfg.shares.items())
+    size = f"{mapper.num_parameters:,} parameters, {len(items)} instructions ({mixture})"
     engine = start.make_agreed_engine(cfg.placed, batch.lanes, folder, resumed, contract)
     with engine.building():
         objective.llm = load_model(llm.path, llm.revision, _DTYPES[cfg.engine.precision])
     if cfg.checkpoint_activations:  # each layer's input is kept, the rest computed again in the backward
         objective.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine.prepare(objective, mapper, resumed.state if resumed else None)
+    holds = f"{size}, LLM {llm.path} {cfg.placement}, {cfg.placed}"
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
     validate = validation and partial(_validate, validation, engine, objective)
@@ -187,6 +188,8 @@ def _mapper(
     found = own or checkpoint.find(Path(cfg.mapper))
     theirs, targets = mappers.read(found.parent, found), speech.targets
     theirs.require_frozen({**speech.dataset, **targets.contract})
+    if not resumed and theirs.is_tuned:
+        say(f"warning: {found} is a tuned mapper ({theirs.name}); tuning goes on from it")
     if not resumed and all(theirs.contract.get(n) != targets.contract[n] for n in ("llm", "embedding_hash")):
         own_llm, other_llm = targets.contract["llm"], theirs.contract.get("llm")
         say(f"warning: {found} was pretrained for LLM {other_llm}; the targets are those of {own_llm}")
@@ -194,7 +197,9 @@ def _mapper(
     if mapper.output_width != width:
         raise UserError(f"{found}: its mapper gives vectors of {mapper.output_width} numbers, this LLM takes {width}")
     origin = resumed.contract["mapper_hash"] if resumed else file_digest(found / checkpoint.WEIGHTS)
-    return mapper.train(), {"mapper": os.path.normpath(cfg.mapper), "mapper_hash": origin}
+    if resumed and Path(cfg.mapper).exists():  # it may be gone by now, but not another one
+        origin = file_digest(checkpoint.find(Path(cfg.mapper)) / checkpoint.WEIGHTS)
+    return mapper.train(), {"mapper_hash": origin}
 
 
 def _contract(cfg: TuneConfig, loader: Loader, items: InstructionItems, chat: Chat) -> dict[str, Any]:

@@ -54,6 +54,7 @@ class SpeechItems:
     unit = "frames"
 
     def __init__(self, shard_set: Path, targets: TargetSet, splits: Sequence[str]) -> None:
+        self.splits = list(splits)
         self.dataset = files.read_json(shard_set / shards.DATASET)
         self.utterances = shards.read_table(shard_set, "utterances.parquet")
         self.feats = shards.Samples(shard_set, self.utterances)

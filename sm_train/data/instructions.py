@@ -45,6 +45,11 @@ def tasks_facts(target_set: Path) -> dict[str, str]:
     return {name.decode(): value.decode() for name, value in metadata.items()}
 
 
+def num_tasks(target_set: Path) -> int:
+    """How many tasks a target set has."""
+    return _read(target_set / TASKS).num_rows if (target_set / TASKS).exists() else 0
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Which tasks an epoch holds, how they are asked, and what an item costs."""
@@ -78,7 +83,7 @@ class InstructionItems:
         of_row = item_of[table.column("utterance").to_numpy()]
         kinds = list(zip(table.column("task").to_pylist(), table.column("target_lang").to_pylist(), strict=True))
         wanted = [i for i in np.flatnonzero(of_row >= 0) if _groups_of(*kinds[i]) & set(mixture.weights)]
-        self.groups = self._groups([kinds[i] for i in wanted])
+        self.groups = self._groups([kinds[i] for i in wanted], [kinds[i] for i in np.flatnonzero(of_row >= 0)])
         self.speech_items: NDArray[np.int64] = of_row[wanted]
         rows = table.take(wanted).to_pylist()
         self.answers: list[list[int]] = [row["answer_ids"] for row in rows]
@@ -105,7 +110,10 @@ class InstructionItems:
     def messages(self, item: int) -> list[str]:
         """Every wording of an item's prompt, its variables filled."""
         task = self.tasks[item]
-        return [message_for(prompt, task) for prompt in self.mixture.prompts.of(task.task, self.mixture.group)]
+        try:
+            return [message_for(prompt, task) for prompt in self.mixture.prompts.of(task.task, self.mixture.group)]
+        except UserError as error:
+            raise UserError(f"instruction of {self.ids[item]}: {error}") from None
 
     def message(self, item: int, epoch: int) -> str:
         """The wording that an item has in an epoch, by a hash of (seed, epoch, item)."""
@@ -141,16 +149,18 @@ class InstructionItems:
         spoken = num_positions(self.columns["num_frames"])
         return np.array(around, np.int64) + spoken + self.columns["num_answer_tokens"] - 1
 
-    def _groups(self, kinds: Sequence[tuple[str, str]]) -> dict[str, NDArray[np.int64]]:
+    def _groups(
+        self, kinds: Sequence[tuple[str, str]], all_kinds: Sequence[tuple[str, str]]
+    ) -> dict[str, NDArray[np.int64]]:
         """Items by name of the mixture, in the order of names: the mixture's own order must change nothing."""
         groups = {}
         for name in sorted(self.mixture.weights):
             groups[name] = np.flatnonzero([name in _groups_of(*kind) for kind in kinds])
             if not len(groups[name]):
-                have = sorted({group for kind in kinds for group in _groups_of(*kind)})
+                have = sorted({group for kind in all_kinds for group in _groups_of(*kind)})
                 raise UserError(
-                    f"target set {self.root} has no task {name!r} about the utterances of these splits; of those asked "
-                    f"for it has: {', '.join(have) or 'none'}; add instructions with cluster.retarget"
+                    f"target set {self.root} has no task {name!r} about utterances of {', '.join(self.speech.splits)}; "
+                    f"it has: {', '.join(have) or 'none'}"
                 )
         if sum(map(len, groups.values())) > len(kinds):
             raise UserError(f"the tasks {', '.join(groups)} overlap; name st or its languages, not both")

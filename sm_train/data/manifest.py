@@ -89,7 +89,7 @@ def read_instructions(path: Path) -> list[Task]:
         UserError: the file is missing, a column is missing, a task is not asr, st or sqa, or variables are not JSON.
     """
     tasks = []
-    optional = {"variables": None, "target_lang": "en"}
+    optional = {"variables": None, "target_lang": None}
     for number, row in enumerate(_read_rows(path, INSTRUCTION_COLUMNS, optional), start=1):
         where = f"instructions {path}, row {number}"
         if row["task"] not in TASKS:
@@ -104,6 +104,8 @@ def read_instructions(path: Path) -> list[Task]:
             raise UserError(f"{where}: variables {row['variables']!r} are not a JSON object")
         if not str(row["answer"] or "").strip():
             raise UserError(f"{where}: the answer is empty; every task needs one to be scored against")
+        if row["task"] == "st" and not row["target_lang"]:
+            raise UserError(f"{where}: st needs a target_lang, a code as fr")
         texts = {str(name): str(value) for name, value in variables.items() if value is not None}
         tasks.append(
             Task(str(row["utterance_id"]), row["task"], texts, str(row["target_lang"] or "en"), str(row["answer"]))

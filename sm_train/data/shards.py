@@ -52,7 +52,7 @@ def require_same(wanted: Mapping[str, Any], found: Mapping[str, Any], where: str
     Raises:
         UserError: a field differs; it is named with both values and the remedy.
     """
-    for name in sorted({*wanted, *found}):
+    for name in dict.fromkeys([*wanted, *found]):
         if wanted.get(name) != found.get(name):
             raise UserError(
                 f"{where}: {name} is {found.get(name)!r} there, but {wanted.get(name)!r} is asked for; {remedy}"

@@ -10,7 +10,7 @@ from pathlib import Path
 from sm_train import config
 from sm_train.chat import Chat
 from sm_train.data import manifest, shards
-from sm_train.data.instructions import tasks_facts, write_tasks
+from sm_train.data.instructions import num_tasks, tasks_facts, write_tasks
 from sm_train.data.mds import file_digest
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
@@ -68,8 +68,10 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
         }
         for task, ids in zip(kept, answers, strict=True)
     ]  # fmt: skip
+    replaced = f"; they replace {num_tasks(targets.root)} tasks" if num_tasks(targets.root) else ""
     write_tasks(targets.root, rows, facts)
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(task.task for task in kept).items())
     num_left_out = len(tasks) - len(kept)
     skipped = f"; {num_left_out} left out, their utterances are in quarantine" if num_left_out else ""
-    return f"{targets.root}: {len(kept)} tasks ({counts}), answers of up to {max(map(len, answers))} tokens{skipped}"
+    longest = max(map(len, answers))
+    return f"{targets.root}: {len(kept)} tasks ({counts}), answers of up to {longest} tokens{skipped}{replaced}"

@@ -38,12 +38,14 @@ _MARKS = (
 
 
 def build_report(
-    run_folder: Path, examples: Sequence[Example], picture: Projection | None, metrics: Path | None = None
-) -> Path:
+    run_folder: Path, examples: Sequence[Example], picture: Projection | None, metrics: Path | None = None,
+    tuned: Sequence[tuple[str, Path]] = (),
+) -> Path:  # fmt: skip
     """Write ``run_folder/report.html`` from results.json, hypotheses.jsonl and config.yaml, and return its path.
 
     ``metrics``: the metrics.jsonl of the pretraining run behind these results, for the curves. Unknown or missing keys
-    and a torn last line in it are passed over; without config.yaml its section is left out.
+    and a torn last line in it are passed over; without config.yaml its section is left out. ``tuned``: name and run
+    folder of each tuned mapper among the systems, for its curves and config.
     Raises :class:`UserError` where results, hypotheses, or the ``metrics`` that was named, cannot be read.
     """
     results = read_results(run_folder / "results.json")
@@ -52,6 +54,7 @@ def build_report(
     sections = {
         "Scores": _scores(results),
         "Training": _training(lines),
+        "Tuning": _tuning(tuned),
         "Where speech lands": _projection(picture),
         "Listen": _examples(examples),
         "Mistakes": f'<p class="note">{_MARKS}</p>{mistakes(hypotheses)}' if hypotheses else "",
@@ -127,6 +130,7 @@ def _training(lines: Sequence[dict[str, float]]) -> str:
         ("loss", "Loss by term (log)", positive, True),
         ("signed", "Loss terms that can be negative", signed, False),
         ("wer", "Validation WER, nearest token (%)", {"": (steps, 100 * wer)}, False),
+        ("answers", "Answer tokens right, answers given", {"": _curve(lines, "valid_accuracy")}, False),
         ("vocabulary", "Vocabulary of those transcripts (tokens)", {"": _curve(lines, "valid_vocabulary")}, False),
         ("rate", "Learning rate", {"": _curve(lines, "lr")}, False),
     ]
@@ -139,6 +143,16 @@ def _training(lines: Sequence[dict[str, float]]) -> str:
     ]
     note = '<p class="note">Dotted lines: the run was stopped and resumed there.</p>' if marks and figures else ""
     return f'{note}<div class="curves">{"".join(figures)}</div>' if figures else ""
+
+
+def _tuning(tuned: Sequence[tuple[str, Path]]) -> str:
+    parts = []
+    for name, run in tuned:
+        metrics = run / "metrics.jsonl"
+        curves = _training(_read_metrics(metrics)) if metrics.is_file() else ""
+        title = f'<h3>{escape(name)} <span class="note">{escape(str(run))}</span></h3>'
+        parts.append(title + curves + _config(run / "config.yaml"))
+    return "".join(parts)
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:

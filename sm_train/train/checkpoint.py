@@ -143,6 +143,8 @@ def find(path: Path, name: str = "best") -> Path:
     """
     if (path / WEIGHTS).exists():
         return path
+    if not path.exists():
+        raise UserError(f"run {path} does not exist")
     found = {"best": best, "latest": latest}.get(name, lambda _run: Path(name))(path)
     if found is None or not (found / WEIGHTS).exists():
         raise UserError(f"run {path} has no checkpoint {name!r}; train it first, or name a checkpoint folder")

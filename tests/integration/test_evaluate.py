@@ -134,7 +134,7 @@ def test_evaluation_writes_its_files_once(job: Path) -> None:
         ("instructions=/nowhere.parquet", "/nowhere.parquet does not exist"),
         ("prompt_group=held_out", "no held_out prompts for the task 'asr'"),
         ("trim=sometimes", "trim is 'sometimes'"),
-        ("tuned=[/nowhere]", "run /nowhere has no checkpoint 'best'; train it first"),
+        ("tuned=[/nowhere]", "run /nowhere does not exist"),
         ("lexicon=/nowhere.json", "/nowhere.json does not exist"),
     ],
 )

@@ -428,8 +428,9 @@ def test_a_mapper_of_another_width_is_refused(world: Path, shard_folder: Path, t
 
 
 def test_a_share_of_zero_leaves_a_task_out(world: Path, shard_folder: Path, tmp_path: Path) -> None:
-    cfg = training.load(config(tmp_path, "run", world, shard_folder), "tasks={asr: 0, st-fr: 2}", stage=tune)
-    assert cfg.shares == {"sqa": 0.5, "st-fr": 2.0}
+    path = config(tmp_path, "run", world, shard_folder)
+    assert training.load(path, "tasks.asr=0", "tasks.st-fr=2", stage=tune).shares == {"sqa": 0.5, "st-fr": 2.0}
+    assert training.load(path, "tasks={asr: 0, st-fr: 2}", stage=tune).shares == {"st-fr": 2.0}
 
 
 def test_a_dumped_config_can_be_placed_otherwise(zero_run: Path) -> None:

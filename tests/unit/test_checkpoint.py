@@ -184,7 +184,7 @@ def test_find_without_validation_is_the_latest(run: Path) -> None:
 def test_a_run_without_such_a_checkpoint_names_it(run: Path, name: str) -> None:
     with pytest.raises(UserError, match=f"run {run} has no checkpoint '{name}'; train it first, or name a checkpoint"):
         checkpoint.find(run, name)
-    with pytest.raises(UserError, match=r"run /nowhere/run has no checkpoint"):
+    with pytest.raises(UserError, match=r"run /nowhere/run does not exist"):
         checkpoint.find(Path("/nowhere/run"), name)
 
 

@@ -106,3 +106,32 @@ def test_read_yaml_refuses_what_is_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- 1")
     with pytest.raises(UserError, match="no mapping"):
         config.read_yaml(tmp_path / "list.yaml")
+
+
+@dataclass(frozen=True)
+class Shares:
+    shares: dict[str, float] = config.key(config.REQUIRED, "what of what")
+    names: list[str] = config.key([], "some")
+
+
+def test_a_mapping_given_whole_takes_the_place_of_the_file_s(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("shares: {a: 1}")
+    for words, expected in (
+        ([], {"a": 1.0}),
+        (["shares={b: 2}"], {"b": 2.0}),
+        (["shares.b=2"], {"a": 1.0, "b": 2.0}),
+        (["shares={b: 2}", "shares.c=3"], {"b": 2.0, "c": 3.0}),
+    ):
+        assert config.load(Shares, [str(path), *words], "test").shares == expected
+    with pytest.raises(UserError, match=r"key 'names': a list is wanted, as names=\[A,B\]"):
+        config.load(Shares, [str(path), "names=a"], "test")
+
+
+@dataclass(frozen=True)
+class Holder:
+    shares: Shares = config.key(Shares(shares={"z": 9.0}), "another default than its own")
+
+
+def test_help_shows_the_default_that_holds() -> None:
+    assert 'shares.shares  what of what [default {"z": 9.0}]' in config.describe(Holder)

@@ -304,9 +304,9 @@ def refused(make: Any, *parts: str, **settings: Any) -> None:
 
 
 def test_a_kind_that_no_task_has_is_refused(make: Any) -> None:
-    has = "of those asked for it has: asr, sqa; add instructions with cluster.retarget"
+    has = "about utterances of train; it has: asr, sqa, st, st-de, st-fr"
     refused(make, "no task 'st-xx'", has, weights={"asr": 1.0, "st-xx": 1.0, "sqa": 1.0})
-    refused(make, "no task 'st-xx'", "it has: none", weights={"st-xx": 1.0})
+    refused(make, "no task 'st-xx'", has, weights={"st-xx": 1.0})
 
 
 def test_answers_that_are_too_long_are_counted_and_the_longest_is_named(make: Any) -> None:

@@ -94,10 +94,15 @@ def test_instructions_of_both_formats(tmp_path: Path) -> None:
     jsonl = manifest.read_instructions(builders.write_manifest(tmp_path / "i.jsonl", rows))
     assert parquet == jsonl
     assert parquet[1].variables == {"question": "who?", "n": "2"}
-    plain = [{"utterance_id": "u0", "task": "st", "variables": {"source": "x"}, "answer": "c"}]
+    plain = [{"utterance_id": "u0", "task": "sqa", "variables": {"source": "x"}, "answer": "c"}]
     (task,) = manifest.read_instructions(builders.write_manifest(tmp_path / "j.jsonl", plain))
     assert (task.variables, task.target_lang) == ({"source": "x"}, "en")
-    for change, says in (({"task": "sing"}, "'sing'"), ({"variables": "{"}, "JSON"), ({"variables": "[1]"}, "JSON")):
+    for change, says in (
+        ({"task": "sing"}, "'sing'"),
+        ({"task": "st", "target_lang": None}, "needs a target_lang"),
+        ({"variables": "{"}, "JSON"),
+        ({"variables": "[1]"}, "JSON"),
+    ):
         path = builders.write_manifest(tmp_path / "bad.jsonl", [{**rows[0], **change}])
         with pytest.raises(UserError, match=says):
             manifest.read_instructions(path)
