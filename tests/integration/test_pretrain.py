@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sm_train import errors, pretrain
+from sm_train.data.plan import Position
 from sm_train.models.mapper import SpeechMapper
 from sm_train.records import Batch
 from sm_train.train import loop
@@ -282,7 +283,7 @@ def items_of(path: Path, rank: int, world_size: int) -> list[list[tuple[int, lis
     loader = pretrain.Loader(
         items, lambda columns: columns, cfg.seed, cfg.batch.frames, cfg.batch.lanes, rank, world_size
     )
-    steps = list(zip(range(10), loader.steps(pretrain.Run(Path(), 0, 0, {}, {}).position), strict=False))[6:]
+    steps = list(zip(range(10), loader.steps(Position(0, 0)), strict=False))[6:]
     return [[(lane, batch.ordinals.tolist()) for lane, batch in step.batches] for _, step in steps]
 
 
