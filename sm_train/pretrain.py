@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sm_train import config
-from sm_train.data.batches import Loader, SpeechItems
-from sm_train.data.plan import WINDOW_ITEMS
+from sm_train.data.batches import SpeechItems
+from sm_train.data.loader import Loader, plan_items
+from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import run_command
 from sm_train.models.mapper import MapperConfig, SpeechMapper
@@ -85,8 +86,9 @@ def run(cfg: PretrainConfig) -> Engine | None:
     mean_square, padded = targets.contract["mean_square"], cfg.objective
     regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, padded.mse, padded.cosine)
     objective = PaddedObjective(mapper, regression, padded)
-    loader = Loader(items, objective.counts, cfg.seed, cfg.batch.frames, cfg.batch.lanes, *place(), cfg.batch.window)
-    contract = _contract(cfg, loader, items)
+    planner = plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes, cfg.batch.window)
+    loader = Loader(items, objective.counts, planner, *place())
+    contract = _contract(cfg, planner, items)
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
     hours = float(items.duration_s.sum()) / 3600
@@ -101,7 +103,7 @@ def run(cfg: PretrainConfig) -> Engine | None:
     return engine
 
 
-def _contract(cfg: PretrainConfig, loader: Loader, items: SpeechItems) -> dict[str, Any]:
+def _contract(cfg: PretrainConfig, planner: Planner, items: SpeechItems) -> dict[str, Any]:
     """What a run must go on with unchanged; ranks, engine and precision may change, and the number of steps."""
     chosen = start.settings(cfg, "batch", "mapper", "objective", "schedule")
     frozen = start.frozen(items.dataset, items.targets)
@@ -110,7 +112,7 @@ def _contract(cfg: PretrainConfig, loader: Loader, items: SpeechItems) -> dict[s
         "seed": cfg.seed,
         "splits": cfg.splits,
         "valid_splits": cfg.valid_splits,
-        "utterance_plan": loader.fingerprint,
+        "utterance_plan": planner.fingerprint,
     }
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **plan}
 

@@ -17,10 +17,11 @@ from typing import Any
 
 from sm_train import config
 from sm_train.chat import Chat
-from sm_train.data.batches import Loader, SpeechItems
+from sm_train.data.batches import SpeechItems
 from sm_train.data.instructions import InstructionItems, Mixture
+from sm_train.data.loader import Loader, plan_items
 from sm_train.data.mds import file_digest
-from sm_train.data.plan import WINDOW_ITEMS
+from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import normalise
 from sm_train.errors import UserError, run_command
@@ -143,8 +144,9 @@ def run(cfg: TuneConfig) -> Engine | None:
     )
     objective = InstructObjective(mapper, regression, cfg.objective)
     batch = cfg.batch
-    loader = Loader(items, objective.counts, cfg.seed, batch.budget, batch.lanes, *place(), batch.window)
-    contract = _contract(cfg, loader, items, chat) | llm.facts() | began_with
+    planner = plan_items(items, cfg.seed, batch.budget, batch.lanes, batch.window)
+    loader = Loader(items, objective.counts, planner, *place())
+    contract = _contract(cfg, planner, items, chat) | llm.facts() | began_with
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
     validation = _validation(cfg, targets, chat)
@@ -202,7 +204,7 @@ def _mapper(
     return mapper.train(), {"mapper_hash": origin}
 
 
-def _contract(cfg: TuneConfig, loader: Loader, items: InstructionItems, chat: Chat) -> dict[str, Any]:
+def _contract(cfg: TuneConfig, planner: Planner, items: InstructionItems, chat: Chat) -> dict[str, Any]:
     """What a run must go on with unchanged; ranks, placement and precision may change, and the number of steps."""
     chosen = {"stage": start.TUNE, "tasks": cfg.shares, **start.settings(cfg, "batch", "objective", "schedule")}
     frozen = start.frozen(items.speech.dataset, items.speech.targets) | {"tasks_hash": items.digest}
@@ -213,7 +215,7 @@ def _contract(cfg: TuneConfig, loader: Loader, items: InstructionItems, chat: Ch
         "seed": cfg.seed,
         "splits": cfg.splits,
         "valid_splits": cfg.valid_splits,
-        "utterance_plan": loader.fingerprint,
+        "utterance_plan": planner.fingerprint,
     }
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **prompts, **rendered, **plan}
 

@@ -1,13 +1,11 @@
-"""From a plan to tensors: the items of a stage, and the micro-batches of each step for one rank.
+"""What a stage trains on: items, and the micro-batches that some of them make.
 
 Shape letters: B items, T frames, L tokens, E encoder width.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +14,12 @@ import torch
 from numpy.typing import NDArray
 
 from sm_train import files
-from sm_train.data import plan, shards
+from sm_train.data import shards
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.records import Batch, MicroBatch
 
 Columns = Mapping[str, NDArray[np.int64]]
-Counts = Mapping[str, float]
 
 
 class Items(Protocol):
@@ -96,81 +93,4 @@ class SpeechItems:
             torch.from_numpy(rows_BL),
             torch.tensor([len(row) for row in rows]),
             self.ordinals[items],
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """What one rank does in one step."""
-
-    position: plan.Position
-    batches: list[tuple[int, MicroBatch]]
-    """(lane, micro-batch) of this rank's lanes."""
-    counts: Counts
-    """Count of each term over all lanes of the step: the denominators, known without communication."""
-    audio_s: float
-    padding: float
-    """Share of padded frames that hold no audio, over all lanes."""
-    wait_s: float
-    """Wall seconds this rank spent reading and collating."""
-
-
-class Loader:
-    """The steps of one rank, from any position on: rank r of W takes the lanes r, r + W, ...
-
-    Raises:
-        UserError: W does not divide the number of lanes, or the items cannot be planned.
-    """
-
-    def __init__(
-        self, items: Items, counts: Callable[[Columns], Columns], seed: int, budget: int, lanes: int,
-        rank: int, world_size: int, window: int = plan.WINDOW_ITEMS,
-    ) -> None:  # fmt: skip
-        if lanes % world_size:
-            raise UserError(
-                f"batch.lanes is {lanes}, which {world_size} ranks do not divide; take a multiple of {world_size}"
-            )
-        self.items, self.seed, self.budget, self.lanes, self.window = items, seed, budget, lanes, window
-        self.my_lanes = range(rank, lanes, world_size)
-        self.lengths = items.lengths
-        plan.check(self.lengths, budget, lanes, items.ids, items.unit)
-        self.item_counts = counts(items.columns)
-        self.fingerprint = plan.fingerprint(self.lengths, seed, budget, lanes, window)
-        self._plan(0)  # what cannot be planned is an error here, before anything is loaded
-
-    def steps(self, position: plan.Position) -> Iterator[Step]:
-        """Endless steps from ``position`` on, epoch after epoch."""
-        epoch, first = position.epoch, position.step
-        while True:
-            epoch_plan = self._plan(epoch)
-            for step in range(first, epoch_plan.num_steps):
-                yield self._step(epoch_plan, plan.Position(epoch, step))
-            epoch, first = epoch + 1, 0
-
-    def _plan(self, epoch: int) -> plan.EpochPlan:
-        chosen, size = self.items.of_epoch(epoch), (self.budget, self.lanes, self.window)
-        if chosen is None:
-            return plan.plan_epoch(self.lengths, self.seed, epoch, *size)
-        made = plan.plan_epoch(self.lengths[chosen], self.seed, epoch, *size)
-        return replace(made, items=chosen[made.items])
-
-    def names(self, position: plan.Position, lanes: Sequence[int], most: int = 8) -> str:
-        """The ids of the utterances in some lanes of a step, for a message."""
-        epoch_plan = self._plan(position.epoch)
-        ids = [self.items.ids[i] for lane in lanes for i in epoch_plan.micro_batch(position.step, lane)]
-        return ", ".join(ids[:most]) + (f" and {len(ids) - most} more" if len(ids) > most else "")
-
-    def _step(self, epoch_plan: plan.EpochPlan, position: plan.Position) -> Step:
-        start = time.perf_counter()
-        of_step = epoch_plan.step_items(position.step)
-        lane_items = [epoch_plan.micro_batch(position.step, lane) for lane in range(self.lanes)]
-        padded = sum(int(self.lengths[items].max()) * len(items) for items in lane_items)
-        batches = [(lane, self.items.collate(lane_items[lane], position.epoch)) for lane in self.my_lanes]
-        return Step(
-            position,
-            batches,
-            {term: float(count[of_step].sum()) for term, count in self.item_counts.items()},
-            float(self.items.duration_s[of_step].sum()),
-            1.0 - float(self.lengths[of_step].sum()) / padded,
-            time.perf_counter() - start,
         )

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,6 +159,38 @@ class Position:
 
     epoch: int
     step: int
+
+
+class Planner:
+    """Plans any epoch of some items: a pure function of what it is made with.
+
+    Args:
+        lengths: what each item costs of a micro-batch's budget [N].
+        of_epoch: gives the items that an epoch goes through, equally many in every epoch; None for all, each once.
+        names, unit: the items' ids and what lengths are counted in, for messages.
+
+    Raises:
+        UserError: an item above the budget, or fewer items than lanes.
+    """
+
+    def __init__(
+        self, lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS,
+        of_epoch: Callable[[int], NDArray[np.int64] | None] = lambda epoch: None,
+        names: list[str] | None = None, unit: str = "frames",
+    ) -> None:  # fmt: skip
+        check(lengths, budget, lanes, names, unit)
+        self.lengths, self.lanes, self.of_epoch = lengths, lanes, of_epoch
+        self._sizes = (budget, lanes, window)
+        self.seed = seed
+        self.fingerprint = fingerprint(lengths, seed, budget, lanes, window)
+
+    def epoch(self, number: int) -> EpochPlan:
+        """The plan of one epoch."""
+        chosen = self.of_epoch(number)
+        if chosen is None:
+            return plan_epoch(self.lengths, self.seed, number, *self._sizes)
+        made = plan_epoch(self.lengths[chosen], self.seed, number, *self._sizes)
+        return replace(made, items=chosen[made.items])
 
 
 def fingerprint(lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sm_train import config
-from sm_train.data.batches import Loader, Step
+from sm_train.data.loader import Loader, Step
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
 from sm_train.runlog import RunLog, clock, say

@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sm_train import errors, pretrain
+from sm_train.data.loader import plan_items
 from sm_train.data.plan import Position
 from sm_train.models.mapper import SpeechMapper
 from sm_train.records import Batch
@@ -280,9 +281,8 @@ def items_of(path: Path, rank: int, world_size: int) -> list[list[tuple[int, lis
     """(lane, ordinals) of the four steps after the sixth, by the plan."""
     cfg = training.load(path)
     items = pretrain.SpeechItems(Path(cfg.shards), pretrain.TargetSet(Path(cfg.shards), cfg.target), cfg.splits)
-    loader = pretrain.Loader(
-        items, lambda columns: columns, cfg.seed, cfg.batch.frames, cfg.batch.lanes, rank, world_size
-    )
+    planner = plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes)
+    loader = pretrain.Loader(items, lambda columns: columns, planner, rank, world_size)
     steps = list(zip(range(10), loader.steps(Position(0, 0)), strict=False))[6:]
     return [[(lane, batch.ordinals.tolist()) for lane, batch in step.batches] for _, step in steps]
 

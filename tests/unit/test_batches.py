@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from sm_train.data import shards
-from sm_train.data.batches import Columns, Loader, SpeechItems, Step
+from sm_train.data.batches import Columns, SpeechItems
+from sm_train.data.loader import Loader, Step, plan_items
 from sm_train.data.plan import Position
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
@@ -37,7 +38,7 @@ def counts(columns: Columns) -> Columns:
 
 
 def loader(items: SpeechItems, rank: int = 0, world_size: int = 1, seed: int = 0) -> Loader:
-    return Loader(items, counts, seed, training.FRAMES, training.LANES, rank, world_size)
+    return Loader(items, counts, plan_items(items, seed, training.FRAMES, training.LANES), rank, world_size)
 
 
 def first(made: Loader, count: int, position: Position | None = None) -> list[Step]:
@@ -143,7 +144,7 @@ def test_ranks_that_do_not_divide_the_lanes_are_an_error(items: SpeechItems) -> 
 def test_an_item_above_the_budget_is_named(items: SpeechItems) -> None:
     longest = items.ids[int(items.columns["num_frames"].argmax())]
     with pytest.raises(UserError, match=f"'{longest}'.*above the micro-batch budget of 20"):
-        Loader(items, counts, 0, 20, 4, 0, 1)
+        plan_items(items, 0, 20, 4)
 
 
 def test_names_are_the_ids_of_the_lanes(items: SpeechItems) -> None:
@@ -225,7 +226,7 @@ class Some:
 
 
 def some_loader(items: Some, budget: int = 60, rank: int = 0, world_size: int = 1) -> Loader:
-    return Loader(items, lambda columns: columns, 2, budget, 2, rank, world_size)
+    return Loader(items, lambda columns: columns, plan_items(items, 2, budget, 2), rank, world_size)
 
 
 def test_an_epoch_goes_through_the_items_that_are_chosen_for_it() -> None:
@@ -263,5 +264,5 @@ def test_a_budget_above_is_named_in_the_items_own_unit() -> None:
 
 
 def test_the_plan_s_fingerprint_follows_the_lengths_of_all_items() -> None:
-    assert some_loader(Some()).fingerprint == some_loader(Some(), rank=1, world_size=2).fingerprint
-    assert some_loader(Some()).fingerprint != some_loader(Some(unit_length=True)).fingerprint
+    assert some_loader(Some()).planner.fingerprint == some_loader(Some(), rank=1, world_size=2).planner.fingerprint
+    assert some_loader(Some()).planner.fingerprint != some_loader(Some(unit_length=True)).planner.fingerprint

@@ -16,9 +16,10 @@ import torch
 
 from sm_train.chat import Chat
 from sm_train.data import instructions
-from sm_train.data.batches import Columns, Loader, SpeechItems
+from sm_train.data.batches import Columns, SpeechItems
 from sm_train.data.instructions import IGNORED, InstructionItems
 from sm_train.data.lengths import num_positions
+from sm_train.data.loader import Loader, plan_items
 from sm_train.data.plan import Position
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
@@ -201,7 +202,7 @@ def test_lengths_bound_the_rows_of_every_epoch_and_are_reached(make: Any) -> Non
 
 def test_a_budget_in_tokens_is_kept_by_what_is_fed(make: Any) -> None:
     items = make()
-    loader = Loader(items, counts, 0, 250, 2, 0, 1)
+    loader = Loader(items, counts, plan_items(items, 0, 250, 2), 0, 1)
     sizes = [
         batch.ids_BL.numel() for step in itertools.islice(loader.steps(Position(0, 0)), 12) for _, batch in step.batches
     ]
@@ -212,7 +213,7 @@ def test_a_budget_in_tokens_is_kept_by_what_is_fed(make: Any) -> None:
 def test_a_budget_in_samples_is_a_number_of_items(make: Any) -> None:
     items = make(unit="samples")
     assert (items.unit, set(items.lengths.tolist())) == ("samples", {1})
-    loader = Loader(items, counts, 0, 5, 2, 0, 1)
+    loader = Loader(items, counts, plan_items(items, 0, 5, 2), 0, 1)
     sizes = [
         len(batch.ids_BL) for step in itertools.islice(loader.steps(Position(0, 0)), 8) for _, batch in step.batches
     ]
@@ -227,7 +228,7 @@ def counts(columns: Columns) -> Columns:
 
 def test_a_loader_s_steps_are_the_items_of_the_epoch_with_their_counts(make: Any) -> None:
     items = make()
-    loader = Loader(items, counts, 0, 250, 2, 0, 1)
+    loader = Loader(items, counts, plan_items(items, 0, 250, 2), 0, 1)
     ordinals: dict[int, list[int]] = {}
     for step in itertools.islice(loader.steps(Position(0, 0)), 20):
         batches = [batch for _, batch in step.batches]

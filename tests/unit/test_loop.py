@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sm_train import pretrain
-from sm_train.data.batches import Columns, Loader
+from sm_train.data.batches import Columns
+from sm_train.data.loader import Loader, plan_items
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
 from sm_train.records import Batch
@@ -67,7 +68,9 @@ def place_of_bad(path: Path) -> tuple[Position, int, list[str], int]:
     """Position and lane of the bad utterance, the ids of that lane, and the global step (from 1)."""
     cfg = training.load(path)
     items = pretrain.SpeechItems(Path(cfg.shards), pretrain.TargetSet(Path(cfg.shards), cfg.target), cfg.splits)
-    loader = Loader(items, lambda columns: columns, cfg.seed, cfg.batch.frames, cfg.batch.lanes, 0, 1)
+    loader = Loader(
+        items, lambda columns: columns, plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes), 0, 1
+    )
     for number, step in enumerate(loader.steps(Position(0, 0)), start=1):
         for lane, batch in step.batches:
             if BAD in batch.ordinals:

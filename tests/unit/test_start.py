@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sm_train import files, tune
-from sm_train.data.batches import Loader
+from sm_train.data.loader import plan_items
 from sm_train.data.plan import Position
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
@@ -115,9 +115,9 @@ def contract_of(world: Path, shard_folder: Path, folder: Path, prompts: Any = No
     targets = TargetSet(shard_folder, tuning.TARGET)
     chat = TargetsLlm(targets, cfg.llm, cfg.llm_revision).chat()
     items = tune._items(cfg, targets, chat, cfg.splits)
-    loader = Loader(items, lambda columns: columns, cfg.seed, cfg.batch.budget, cfg.batch.lanes, 0, 1)
+    planner = plan_items(items, cfg.seed, cfg.batch.budget, cfg.batch.lanes)
     fed = [[(i, items.message(i, epoch)) for i in items.of_epoch(epoch).tolist()] for epoch in range(2)]
-    contract = json.loads(json.dumps(tune._contract(cfg, loader, items, chat)))
+    contract = json.loads(json.dumps(tune._contract(cfg, planner, items, chat)))
     return {"contract": contract, "fed": [sorted(epoch) for epoch in fed]}
 
 
