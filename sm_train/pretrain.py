@@ -18,14 +18,14 @@ from sm_train.data.batches import SpeechItems
 from sm_train.data.loader import Loader, plan_items
 from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetSet
-from sm_train.errors import run_command
+from sm_train.errors import exit_hard, run_command
 from sm_train.models.mapper import MapperConfig, SpeechMapper
-from sm_train.runlog import RunLog, say
+from sm_train.runlog import say
 from sm_train.scoring.decode import TRIMS
 from sm_train.train import start
 from sm_train.train.engines import Engine, EngineConfig
-from sm_train.train.engines.base import exit_hard, place
-from sm_train.train.loop import LoopConfig, train
+from sm_train.train.engines.base import place
+from sm_train.train.loop import LoopConfig
 from sm_train.train.objectives.padded import PaddedConfig, PaddedObjective, PaddedRegression
 from sm_train.train.schedule import ScheduleConfig
 
@@ -96,11 +96,8 @@ def run(cfg: PretrainConfig) -> Engine | None:
     engine = start.make_agreed_engine(cfg.engine, cfg.batch.lanes, folder, resumed, contract)
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
-    log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
-    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, targets, mapper))
-    if log:
-        log.close()
-    return engine
+    validate = _validation(cfg, engine, targets, mapper)
+    return start.follow_through(cfg, engine, objective, loader, state, validate)
 
 
 def _contract(cfg: PretrainConfig, planner: Planner, items: SpeechItems) -> dict[str, Any]:

@@ -85,6 +85,9 @@ class MicroBatch(Protocol):
     def to(self, device: torch.device) -> Self:
         """The same micro-batch with its tensors on a device."""
 
+    def split(self, pieces: int) -> list[Self]:
+        """Up to so many pieces of neighbouring items, each as wide as its longest item."""
+
 
 class Batch(NamedTuple):
     """A micro-batch of stage 1: speech and its targets."""
@@ -107,6 +110,20 @@ class Batch(NamedTuple):
             self.ordinals,
         )
 
+    def split(self, pieces: int) -> list[Batch]:
+        """Up to so many pieces of neighbouring items, each as wide as its longest item."""
+        if pieces == 1:
+            return [self]
+        split = []
+        for rows in _pieces(len(self.ordinals), pieces):
+            frames, tokens = self.num_frames_B[rows], self.num_tokens_B[rows]
+            feats_BTE, token_rows_BL = (
+                self.feats_BTE[rows, : int(frames.max())],
+                self.token_rows_BL[rows, : int(tokens.max())],
+            )
+            split.append(Batch(feats_BTE, frames, token_rows_BL, tokens, self.ordinals[rows]))
+        return split
+
 
 class PromptedBatch(NamedTuple):
     """A micro-batch of stage 2: speech inside prompts, with the answers, left-padded so that answers end together."""
@@ -125,3 +142,22 @@ class PromptedBatch(NamedTuple):
         """The same micro-batch with its tensors on a device."""
         rest = (t.to(device, non_blocking=True) for t in self[1:])
         return PromptedBatch(self.speech.to(device), *rest)
+
+    def split(self, pieces: int) -> list[PromptedBatch]:
+        """Up to so many pieces of neighbouring items, each as wide as its longest item."""
+        if pieces == 1:
+            return [self]
+        split = []
+        for rows, speech in zip(_pieces(len(self.ids_BL), pieces), self.speech.split(pieces), strict=True):
+            longest = int(self.is_real_BL[rows].sum(dim=1).max())
+            longest_answer = int((self.answer_ids_BA[rows] >= 0).sum(dim=1).max())
+            ids_BL, is_speech_BL, is_real_BL = (tensor[rows, -longest:] for tensor in self[1:4])
+            answer_ids_BA = self.answer_ids_BA[rows, -longest_answer:]
+            split.append(PromptedBatch(speech, ids_BL, is_speech_BL, is_real_BL, answer_ids_BA))
+        return split
+
+
+def _pieces(count: int, pieces: int) -> list[slice]:
+    """Up to ``pieces`` runs of nearly equal size."""
+    size = -(-count // pieces)
+    return [slice(first, first + size) for first in range(0, count, size)]

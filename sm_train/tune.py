@@ -24,16 +24,16 @@ from sm_train.data.mds import file_digest
 from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import normalise
-from sm_train.errors import UserError, run_command
+from sm_train.errors import UserError, exit_hard, run_command
 from sm_train.models.llm import TargetsLlm, load_model
 from sm_train.models.mapper import SpeechMapper
 from sm_train.prompts import read_prompts
-from sm_train.runlog import RunLog, say
+from sm_train.runlog import say
 from sm_train.scoring import mappers
 from sm_train.train import checkpoint, start
 from sm_train.train.engines import Engine, EngineConfig
-from sm_train.train.engines.base import exit_hard, place
-from sm_train.train.loop import LoopConfig, train
+from sm_train.train.engines.base import place
+from sm_train.train.loop import LoopConfig
 from sm_train.train.objectives.instruct import InstructConfig, InstructObjective
 from sm_train.train.objectives.padded import PaddedRegression
 from sm_train.train.schedule import ScheduleConfig
@@ -160,12 +160,8 @@ def run(cfg: TuneConfig) -> Engine | None:
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     holds = f"{size}, LLM {llm.path} {cfg.placement}, {cfg.placed}"
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
-    log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
     validate = validation and partial(_validate, validation, engine, objective)
-    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, validate)
-    if log:
-        log.close()
-    return engine
+    return start.follow_through(cfg, engine, objective, loader, state, validate)
 
 
 def _items(cfg: TuneConfig, targets: TargetSet, chat: Chat, splits: list[str]) -> InstructionItems:

@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,8 +31,9 @@ from sm_train import config, files, pretrain, tune
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER
-from sm_train.train import loop
-from sm_train.train.engines.base import exit_hard
+from sm_train.errors import exit_hard
+from sm_train.train import loop, start
+from sm_train.train.step import forward_backward
 from tests.builders import ROOT, child_env
 
 E, D = 16, 24
@@ -152,6 +155,33 @@ def _rank(work: Callable[[], object], rank: int, world_size: int, port: str) -> 
     exit_hard(0)
 
 
+def wait_for(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end, f"not so within {timeout_s} s"
+        time.sleep(0.005)
+
+
+def kill_at_step(step: int, run: Path | None = None, saved: int = 0) -> None:
+    """Let this process kill itself in the middle of a step.
+
+    Args:
+        run, saved: first wait until the checkpoint of step ``saved``, written beside the training, is the latest.
+    """
+    real = loop.learning_rate
+
+    def killing(cfg: Any, number: int, steps: int) -> float:
+        if number + 1 == step:  # the backward is done, the update is not
+            if run is not None:
+                link = run / "checkpoints/latest"
+                wait_for(lambda: link.is_symlink() and os.readlink(link) == f"step-{saved}")
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(cfg, number, steps)
+
+    loop.learning_rate = killing
+
+
 def free_port() -> int:
     """A port of this machine that nobody listens on."""
     with socket.socket() as probe:
@@ -178,12 +208,12 @@ def first_gradients(path: Path, out: Path, *words: str, stage: ModuleType = pret
     ) -> None:
         engine.module.train()
         step = next(loader.steps(run.position))
-        terms = loop._forward_backward(engine, objective, loader, step, run.seed)
+        terms, _ = forward_backward(engine, objective, loader, step, run.seed)
         gradients = dict(engine.gradients())
         if engine.rank == 0:
             save_file({**gradients, **{n: torch.tensor(v, dtype=torch.float64) for n, v in terms.items()}}, out)
 
-    stage.train = take  # type: ignore[attr-defined]  # this process is a fork
+    start.train = take  # this process is a fork
     train(path, *words, stage=stage)
 
 

@@ -29,7 +29,7 @@ from sm_train.models.llm import load_model
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.models.tokenizer import Tokenizer
 from sm_train.prompts import PromptSet
-from sm_train.train import checkpoint, start
+from sm_train.train import attempts, checkpoint, start
 from sm_train.train.engines.base import fresh_state
 from sm_train.train.objectives.instruct import InstructConfig, InstructObjective
 from sm_train.train.objectives.padded import PaddedRegression
@@ -68,7 +68,7 @@ def pretrained(folder: Path, shard_set: Path, seed: int = 4, width: int | None =
     mapper = SpeechMapper(cfg, 32, width or targets.rows_RD.shape[1], targets.rms)
     contract = start.frozen(files.read_json(shard_set / "dataset.json"), targets)
     made = checkpoint.Checkpoint(fresh_state(mapper), 1, Position(0, 1), contract, None)
-    attempt = checkpoint.begin_attempt(folder)
+    attempt = attempts.begin(folder)
     checkpoint.save(folder, attempt, made, mapper.description(), is_best=True, keep=1)
     return folder
 

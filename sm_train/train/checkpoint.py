@@ -1,6 +1,6 @@
 """Checkpoints: one format for every engine, whole or absent.
 
-checkpoints/step-N/   mapper.safetensors  config.json  moments.safetensors  state.json
+checkpoints/step-N/   mapper.safetensors  config.json  moments.safetensors  state.json (with the hashes of the others)
 checkpoints/latest -> step-N              checkpoints/best -> step-M
 """
 
@@ -18,12 +18,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sm_train import files
+from sm_train.data.mds import file_digest
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
+from sm_train.train import attempts
 from sm_train.train.engines.base import TrainState
 
-ATTEMPT = "attempt.json"
 WEIGHTS = "mapper.safetensors"
+MOMENTS = "moments.safetensors"
 
 
 @dataclass
@@ -40,21 +42,6 @@ class Checkpoint:
     """The lowest validation figure so far, of the kind the run is judged by."""
 
 
-def begin_attempt(run: Path) -> int:
-    """Count this start of a run; an older attempt that still lives will see that it is no longer its own."""
-    path = run / ATTEMPT
-    attempt = (files.read_json(path)["attempt"] if path.exists() else 0) + 1
-    files.write_json(path, {"attempt": attempt})
-    return attempt
-
-
-def require_current(run: Path, attempt: int) -> None:
-    """Raises UserError if a newer attempt has begun on this run folder."""
-    current = files.read_json(run / ATTEMPT)["attempt"]
-    if current != attempt:
-        raise UserError(f"run {run}: attempt {current} has begun since; attempt {attempt} leaves without writing")
-
-
 def save(
     run: Path, attempt: int, checkpoint: Checkpoint, description: Mapping[str, Any], *, is_best: bool, keep: int
 ) -> None:
@@ -62,19 +49,41 @@ def save(
 
     Raises:
         UserError: a newer attempt owns the run.
+        OSError: the disk is full or fails; what was there before is as it was.
     """
     folder = run / "checkpoints"
     name = f"step-{checkpoint.global_step}"
     if latest(run) == folder / name:
         return
+    attempts.require_current(run, attempt)
     aside = folder / f".aside-{name}-{attempt}"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    try:
+        aside.mkdir(parents=True)
+        _write(aside, checkpoint, description)
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)  # a full disk is given its room back
+        raise
+    attempts.require_current(run, attempt)
+    if (folder / name).exists():  # what an attempt left that went further than the checkpoint this one began from
+        os.rename(folder / name, folder / f".aside-old-{name}-{attempt}")
+    files.publish_folder(aside, folder / name, marker="state.json")
+    attempts.require_current(run, attempt)
+    if is_best:  # before latest: a run killed in between is at the step before, and finds its best again
+        _point(folder / "best", name)
+    _point(folder / "latest", name)
+    _remove_old(folder, keep)
+
+
+def _write(aside: Path, checkpoint: Checkpoint, description: Mapping[str, Any]) -> None:
     state = checkpoint.state
-    save_file(state.weights, aside / WEIGHTS)
     moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
     flat = {f"{kind}.{name}": tensor for kind, tensors in moments.items() for name, tensor in tensors.items()}
-    save_file(flat, aside / "moments.safetensors")
+    try:
+        save_file(state.weights, aside / WEIGHTS)
+        save_file(flat, aside / MOMENTS)
+    except SafetensorError as error:
+        raise OSError(str(error)) from None
     files.write_json(aside / "config.json", dict(description))
     files.write_json(
         aside / "state.json",
@@ -87,16 +96,9 @@ def save(
             "scaler": state.scaler,
             "best_valid": checkpoint.best_valid,
             "contract": checkpoint.contract,
+            "files": {name: file_digest(aside / name) for name in (WEIGHTS, MOMENTS)},
         },
     )
-    require_current(run, attempt)
-    if (folder / name).exists():  # what an attempt left that went further than the checkpoint this one began from
-        os.rename(folder / name, folder / f".aside-old-{name}-{attempt}")
-    files.publish_folder(aside, folder / name, marker="state.json")
-    if is_best:  # before latest: a run killed in between is at the step before, and finds its best again
-        _point(folder / "best", name)
-    _point(folder / "latest", name)
-    _remove_old(folder, keep)
 
 
 def load(folder: Path) -> Checkpoint:
@@ -107,9 +109,13 @@ def load(folder: Path) -> Checkpoint:
     """
     saved = files.read_json(folder / "state.json")
     try:
-        weights, moments = load_file(folder / WEIGHTS), load_file(folder / "moments.safetensors")
+        for name, digest in saved.get("files", {}).items():
+            if file_digest(folder / name) != digest:
+                raise OSError(f"the bytes of {name} are not those that were written")
+        weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"checkpoint {folder} is damaged ({error}); point latest at another one") from None
+        remedy = f"point latest at another one: ln -sfn step-N {folder.parent / 'latest'}"
+        raise UserError(f"checkpoint {folder} is damaged ({error}); {remedy}") from None
     kinds = {
         kind: {name.removeprefix(f"{kind}."): t for name, t in moments.items() if name.startswith(f"{kind}.")}
         for kind in ("exp_avg", "exp_avg_sq")
@@ -169,7 +175,7 @@ def _remove_old(folder: Path, keep: int) -> None:
     pointed = {path for link in ("latest", "best") if (path := _pointed(folder / link))}
     steps = sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name)), key=lambda p: int(p.name[5:]))
     for path in set(steps[:-keep]) - pointed:
-        shutil.rmtree(path)
+        os.rename(path, folder / f".aside-old-{path.name}")  # whole or absent, here too
     for path in folder.glob(".aside-*"):  # what killed attempts left
         if path.is_symlink():
             path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The training loop: it knows neither the objective nor how ranks talk.
 
-One step: every rank runs its lanes' micro-batches, one small all-reduce brings losses and flags together, and the
-weights move only if every loss is finite. The gradient of a step is the same for any number of ranks.
+Step after step until the last one, with a line in metrics.jsonl for each, validation and checkpoints once in a while;
+a signal, or trouble with the disk, ends it on all ranks after the same step.
 """
 
 from __future__ import annotations
@@ -21,12 +21,14 @@ from sm_train.data.loader import Loader, Step
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
 from sm_train.runlog import RunLog, clock, say
-from sm_train.train import checkpoint
-from sm_train.train.engines import Engine, Update
+from sm_train.train.checkpoint import Checkpoint
+from sm_train.train.engines import Engine
 from sm_train.train.objectives import Objective
+from sm_train.train.saver import Saver
 from sm_train.train.schedule import ScheduleConfig, learning_rate
+from sm_train.train.signals import StopRequest
+from sm_train.train.step import check_update, forward_backward
 
-_SKIPS_IN_A_ROW = 20
 _SHOWN = {"valid_ce": "valid CE {:.3f}", "valid_accuracy": "accuracy {:.3f}", "valid_wer": "valid WER {:.1%}"}
 
 
@@ -40,10 +42,12 @@ class LoopConfig:
     validate_every: int = config.key(200, "steps between validations; 0 for never")
     keep: int = config.key(2, "newest checkpoints to keep, besides the best")
     nonfinite: str = config.key("stop", "what a non-finite gradient does: stop | skip")
+    save_error: str = config.key("stop", "what a disk that is full or fails does: stop | go_on (and try the next save)")
 
     def __post_init__(self) -> None:
-        if self.nonfinite not in ("stop", "skip"):
-            raise ValueError(f"loop.nonfinite is {self.nonfinite!r}; it must be stop or skip")
+        for name, choices in (("nonfinite", ("stop", "skip")), ("save_error", ("stop", "go_on"))):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"loop.{name} is {getattr(self, name)!r}; it must be {' or '.join(choices)}")
         for name in ("steps", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
@@ -68,34 +72,57 @@ class Run:
 def train(
     cfg: LoopConfig, schedule: ScheduleConfig, engine: Engine, objective: Objective, loader: Loader, run: Run,
     log: RunLog | None, validate: Callable[[], dict[str, float]] | None,
-) -> None:  # fmt: skip
+) -> str | None:  # fmt: skip
     """Train from the run's position to the last step.
 
+    Returns:
+        What asked it to save and leave before the last step, as SIGTERM; None if nothing did.
+
     Raises:
-        UserError: a loss (or, with nonfinite: stop, a gradient) is not finite; it names the utterances.
+        UserError: a loss (or, with nonfinite: stop, a gradient) is not finite, or the run folder cannot be written.
     """
     engine.module.train()
     clock = _Clock()
     stall: dict[str, float] = {}
-    for step in loader.steps(run.position):
-        if run.global_step >= cfg.steps:
-            break
-        line = _take_step(cfg, schedule, engine, objective, loader, step, run)
-        line.update({**clock.tick(step), **stall})
-        is_last, is_best = run.global_step == cfg.steps, False
-        if validate is not None and (run.global_step % cfg.validate_every == 0 or is_last):
-            line.update(found := validate())
-            judged_by = next(iter(found.values()))
-            is_best = math.isfinite(judged_by) and (run.best_valid is None or judged_by < run.best_valid)
-            run.best_valid = judged_by if is_best else run.best_valid
-        if log is not None:
-            log.write(run.global_step, line)
-        # After the line: a run killed in between then has both or neither, as lines beyond the checkpoint are cut off.
-        stall = {}
-        if run.global_step % cfg.save_every == 0 or is_last or is_best:
-            stall["checkpoint_s"] = _save(engine, run, is_best=is_best, keep=cfg.keep)
-        if run.global_step % cfg.log_every == 0 or any(name in line for name in _SHOWN) or is_last:
-            say(_terminal_line(run.global_step, cfg.steps, line, clock.steps_per_s))
+    must_leave = False
+    with StopRequest() as request, Saver(run.folder, run.attempt, run.description, cfg.keep, cfg.save_error) as saver:
+        for step in loader.steps(run.position):
+            if run.global_step >= cfg.steps:
+                break
+            flags = (request.name is not None, saver.is_in_trouble())
+            line, (must_leave, in_trouble) = _take_step(cfg, schedule, engine, objective, loader, step, run, flags)
+            if in_trouble:
+                break
+            line.update({**clock.tick(step), **stall})
+            is_last, is_best = run.global_step == cfg.steps, False
+            if validate is not None and (run.global_step % cfg.validate_every == 0 or is_last):
+                line.update(found := validate())
+                is_best = _is_best(run, next(iter(found.values())))
+            if log is not None:
+                with saver.guarded("metrics.jsonl"):
+                    log.write(run.global_step, line)
+            # After the line: a run killed in between has both or neither, as lines beyond the checkpoint are cut off.
+            stall = {}
+            if run.global_step % cfg.save_every == 0 or is_last or is_best or must_leave:
+                stall["checkpoint_s"] = _save(engine, run, saver, is_best=is_best)
+            if run.global_step % cfg.log_every == 0 or any(name in line for name in _SHOWN) or is_last:
+                say(_terminal_line(run.global_step, cfg.steps, line, clock.steps_per_s))
+            if must_leave:
+                break
+    _require_written(engine, saver)
+    return (request.name or "a signal to another rank") if must_leave and run.global_step < cfg.steps else None
+
+
+def _require_written(engine: Engine, saver: Saver) -> None:
+    """Raises UserError on every rank if rank 0 could not write."""
+    if float(engine.sum_over_ranks(torch.tensor([float(saver.trouble is not None)]))) > 0:
+        raise UserError(saver.trouble or "rank 0 cannot write the run folder; its own line says why")
+
+
+def _is_best(run: Run, judged_by: float) -> bool:
+    is_best = math.isfinite(judged_by) and (run.best_valid is None or judged_by < run.best_valid)
+    run.best_valid = judged_by if is_best else run.best_valid
+    return is_best
 
 
 class _Clock:
@@ -118,22 +145,18 @@ class _Clock:
 
 
 def _take_step(
-    cfg: LoopConfig,
-    schedule: ScheduleConfig,
-    engine: Engine,
-    objective: Objective,
-    loader: Loader,
-    step: Step,
-    run: Run,
-) -> dict[str, float]:
+    cfg: LoopConfig, schedule: ScheduleConfig, engine: Engine, objective: Objective, loader: Loader, step: Step,
+    run: Run, flags: tuple[bool, ...],
+) -> tuple[dict[str, float], tuple[bool, ...]]:  # fmt: skip
+    """One step; what the log says of it, and each flag if any rank has raised it: such a step is still taken."""
     begun = time.perf_counter()
-    losses = _forward_backward(engine, objective, loader, step, run.seed)
+    losses, raised = forward_backward(engine, objective, loader, step, run.seed, flags)
     lr = learning_rate(schedule, run.global_step, cfg.steps)
     update = engine.step(lr)
-    _check_update(cfg, update, loader, step, run)
+    run.skips_in_a_row = check_update(cfg.nonfinite, update, loader, step, run.skips_in_a_row)
     run.global_step += 1
     run.position = Position(step.position.epoch, step.position.step + 1)
-    return {
+    line = {
         **losses,
         "epoch": step.position.epoch,
         "grad_norm": update.grad_norm,
@@ -143,64 +166,15 @@ def _take_step(
         "step_s": time.perf_counter() - begun + step.wait_s,
         "peak_memory_mb": _peak_memory_mb(engine.device),
     }
+    return line, raised
 
 
-def _forward_backward(engine: Engine, objective: Objective, loader: Loader, step: Step, seed: int) -> dict[str, float]:
-    """Gradients of a whole step, and its losses by term over all ranks.
-
-    Raises:
-        UserError: a loss is not finite on some rank.
-    """
-    terms = [*objective.weights, *objective.measures]
-    # Sums by term, then a flag for each lane whose loss is not finite.
-    report = torch.zeros(len(terms) + loader.lanes, dtype=torch.float64)
-    for number, (lane, batch) in enumerate(step.batches, start=1):
-        torch.manual_seed(_dropout_seed(seed, step.position, lane))
-        sums = engine.forward(batch)
-        parts = [weight / step.counts[t] * sums[t] for t, weight in objective.weights.items() if step.counts[t] > 0]
-        loss = torch.stack(parts).sum()
-        engine.backward(loss, is_last=number == len(step.batches))
-        report[: len(terms)] += torch.stack([sums[t].detach() for t in terms]).double().cpu()
-        report[len(terms) + lane] = float(not torch.isfinite(loss.detach()))
-    report = engine.sum_over_ranks(report)
-    bad_lanes = [lane for lane in range(loader.lanes) if report[len(terms) + lane] > 0]
-    if bad_lanes:
-        raise UserError(
-            f"the loss is not finite at epoch {step.position.epoch}, step {step.position.step}, lane "
-            f"{', '.join(map(str, bad_lanes))}: utterances {loader.names(step.position, bad_lanes)}"
-        )
-    means = {t: float(report[i]) / step.counts[t] for i, t in enumerate(terms) if step.counts[t] > 0}
-    total = sum(weight * means[t] for t, weight in objective.weights.items() if t in means)
-    return {"loss": total, **{t if t in objective.measures else f"loss_{t}": mean for t, mean in means.items()}}
-
-
-def _dropout_seed(seed: int, position: Position, lane: int) -> int:
-    words = (seed, position.epoch, position.step, lane)
-    return int.from_bytes(bytes.fromhex(config.fingerprint({"dropout": words})), "big") >> 1
-
-
-def _check_update(cfg: LoopConfig, update: Update, loader: Loader, step: Step, run: Run) -> None:
-    run.skips_in_a_row = 0 if update.applied else run.skips_in_a_row + 1
-    if update.applied or (update.scale != 1.0 and run.skips_in_a_row <= _SKIPS_IN_A_ROW):
-        return
-    where = f"epoch {step.position.epoch}, step {step.position.step}"
-    if cfg.nonfinite == "skip" and run.skips_in_a_row <= _SKIPS_IN_A_ROW:
-        say(f"warning: the gradient is not finite at {where}: no update")
-        return
-    names = loader.names(step.position, list(range(loader.lanes)))
-    raise UserError(
-        f"the gradient is not finite at {where} (skipped {run.skips_in_a_row} in a row), utterances {names}; "
-        "lower schedule.lr or raise schedule.warmup_steps, or set loop.nonfinite=skip"
-    )
-
-
-def _save(engine: Engine, run: Run, *, is_best: bool, keep: int) -> float:
-    """Save on rank 0; the wall seconds that training stood still."""
+def _save(engine: Engine, run: Run, saver: Saver, *, is_best: bool) -> float:
+    """Copy the state and let rank 0 write it beside the training; the wall seconds that training stood still."""
     begun = time.perf_counter()
     state = engine.capture()
     if state is not None:
-        saved = checkpoint.Checkpoint(state, run.global_step, run.position, run.contract, run.best_valid)
-        checkpoint.save(run.folder, run.attempt, saved, run.description, is_best=is_best, keep=keep)
+        saver.start(Checkpoint(state, run.global_step, run.position, run.contract, run.best_valid), is_best=is_best)
     return time.perf_counter() - begun
 
 

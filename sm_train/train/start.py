@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from sm_train import config
+from sm_train.data.loader import Loader
 from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetSet
-from sm_train.errors import UserError
+from sm_train.errors import Stopped, UserError
 from sm_train.models.mapper import SpeechMapper
-from sm_train.runlog import say, write_environment
-from sm_train.train import checkpoint
+from sm_train.runlog import RunLog, say, write_environment
+from sm_train.train import attempts, checkpoint
 from sm_train.train.engines import Engine, EngineConfig, make_engine
 from sm_train.train.engines.base import require_one_start
-from sm_train.train.loop import Run
+from sm_train.train.loop import Run, train
+from sm_train.train.objectives import Objective
 
 PRETRAIN, TUNE = "pretrain", "tune"
 FROZEN_ENCODER = ("encoder", "encoder_revision", "encoder_hash", "layer", "pool")
@@ -94,9 +97,38 @@ def begin(
     if engine.rank == 0:
         config.dump(cfg, folder / "config.yaml")
         write_environment(folder, engine.world_size)
-        state.attempt = checkpoint.begin_attempt(folder)
+        state.attempt = attempts.begin(folder, state.global_step, engine.world_size)
     say(
         f"{folder}: {holds}, {engine.world_size} ranks on {engine.device.type}, "
         f"from step {state.global_step} of {cfg.loop.steps}"
     )
     return state
+
+
+def follow_through(
+    cfg: Any, engine: Engine, objective: Objective, loader: Loader, state: Run,
+    validate: Callable[[], dict[str, float]] | None,
+) -> Engine:  # fmt: skip
+    """Train to the end, with the run's log and the record of how this attempt ended.
+
+    Raises:
+        Stopped: a signal asked for it; the state is saved.
+        UserError: training cannot go on.
+    """
+    log = RunLog(state.folder, state.attempt, state.global_step) if engine.rank == 0 else None
+    how = "error"
+    try:
+        signal_name = train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, validate)
+        how = signal_name or "complete"
+    except UserError as error:
+        how = f"error: {error}"
+        raise
+    finally:
+        if log is not None:
+            with suppress(OSError):  # of a disk that is full; training has said so
+                log.close()
+                attempts.end(state.folder, state.attempt, state.global_step, how)
+    if signal_name:
+        engine.close()
+        raise Stopped(f"{state.folder}: saved at step {state.global_step} on {signal_name}; the same command goes on")
+    return engine

@@ -14,8 +14,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,7 +26,6 @@ from sm_train.data.loader import plan_items
 from sm_train.data.plan import Position
 from sm_train.models.mapper import SpeechMapper
 from sm_train.records import Batch
-from sm_train.train import loop
 from sm_train.train.objectives.padded import PaddedObjective
 from tests import training
 from tests.builders import ROOT, child_env
@@ -145,18 +142,6 @@ def test_zero_on_two_ranks_trains_as_plain_torch_on_one(local_run: Path, zero_ru
 # ---- killed and started again
 
 
-def kill_at_step(step: int) -> None:
-    """Let this process kill itself in the middle of a step."""
-    real = loop.learning_rate
-
-    def killing(cfg: object, number: int, steps: int) -> float:
-        if number + 1 == step:  # the backward is done, the update is not
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(cfg, number, steps)  # type: ignore[arg-type]
-
-    loop.learning_rate = killing
-
-
 @pytest.mark.parametrize("step", [1, 6, 9])
 def test_a_run_killed_in_a_step_goes_on_bit_equal(
     local_run: Path, shard_folder: Path, tmp_path: Path, step: int
@@ -164,7 +149,7 @@ def test_a_run_killed_in_a_step_goes_on_bit_equal(
     path = config(tmp_path, "killed", shard_folder)
 
     def work() -> None:
-        kill_at_step(step)
+        training.kill_at_step(step)
         training.train(path)
 
     assert training.in_ranks(1, work) == [-signal.SIGKILL]
@@ -215,24 +200,17 @@ def test_a_torchrun_that_is_killed_takes_its_ranks_along_and_goes_on_bit_equal(
     log = (tmp_path / "torchrun.log").open("w")
     launcher = subprocess.Popen(command, cwd=ROOT, env=child_env(), stdout=log, stderr=log, start_new_session=True)
     try:
-        wait_for(lambda: launcher.poll() is not None or (run / "checkpoints/step-3").exists())
+        training.wait_for(lambda: launcher.poll() is not None or (run / "checkpoints/latest").exists())
         ranks = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
         assert len(ranks) == 2
     finally:
         os.killpg(launcher.pid, signal.SIGKILL)
         launcher.wait()
-    wait_for(lambda: not any(is_alive(pid) for pid in ranks), timeout_s=10)
+    training.wait_for(lambda: not any(is_alive(pid) for pid in ranks), timeout_s=10)
     assert state_of(run)["global_step"] in (3, 5, 6, 9)  # with none, the kill came too late: the run is too short
     done = training.run_command(command)
     assert_same_run(run, zero_run)
     assert training.metrics(run)[-1]["attempt"] == 2, done.stderr
-
-
-def wait_for(is_so: Callable[[], bool], timeout_s: float = 120) -> None:
-    end = time.monotonic() + timeout_s
-    while not is_so():
-        assert time.monotonic() < end, f"not so within {timeout_s} s"
-        time.sleep(0.005)
 
 
 def is_alive(pid: int) -> bool:
@@ -248,7 +226,7 @@ def stopped_run(local_run: Path, shard_folder: Path, tmp_path_factory: pytest.Te
     path = config(tmp_path_factory.mktemp("stopped"), "stopped", shard_folder)
 
     def work() -> None:
-        kill_at_step(8)
+        training.kill_at_step(8, path.with_suffix(""), saved=6)
         training.train(path)
 
     assert training.in_ranks(1, work) == [-signal.SIGKILL]
@@ -292,7 +270,7 @@ def test_bf16_under_zero_goes_on_bit_equal(shard_folder: Path, tmp_path: Path) -
 
     def work() -> None:
         if os.environ["RANK"] == "0":
-            kill_at_step(8)
+            training.kill_at_step(8, tmp_path / "killed", saved=6)
         training.train(paths[1], *ZERO, "engine.timeout_s=20")
 
     assert training.in_ranks(2, lambda: training.train(paths[0], *ZERO)) == [0, 0]
@@ -464,7 +442,7 @@ def test_a_changed_setting_is_named_with_both_values(
     for part in [*expected, "resumed", "give another run folder"]:
         assert part in text
     assert (tmp_path / "resumed/config.yaml").read_text() == before
-    assert json.loads((tmp_path / "resumed/attempt.json").read_text()) == {"attempt": 1}
+    assert [p.name for p in (tmp_path / "resumed/attempts").iterdir()] == ["1.json"]
 
 
 def test_the_command_itself_ends_with_2_and_one_line(shard_folder: Path, tmp_path: Path) -> None:

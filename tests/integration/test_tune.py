@@ -21,7 +21,6 @@ from torch import Tensor
 from sm_train import errors, tune
 from sm_train.models.llm import load_model
 from sm_train.models.mapper import SpeechMapper
-from sm_train.train import loop
 from tests import training, tuning
 
 pytestmark = pytest.mark.slow
@@ -195,18 +194,6 @@ def test_a_checkpoint_of_zero_3_holds_the_mapper_alone_and_needs_no_deepspeed(ze
 # ---- killed and started again
 
 
-def kill_at_step(step: int) -> None:
-    """Let this process kill itself in the middle of a step."""
-    real = loop.learning_rate
-
-    def killing(cfg: object, number: int, steps: int) -> float:
-        if number + 1 == step:  # the backward is done, the update is not
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(cfg, number, steps)  # type: ignore[arg-type]
-
-    loop.learning_rate = killing
-
-
 @pytest.fixture(scope="module")
 def stopped_run(world: Path, shard_folder: Path) -> Path:
     """The config of a ZeRO-3 run on two ranks that was killed in step 5: its checkpoint is of step 4."""
@@ -214,7 +201,7 @@ def stopped_run(world: Path, shard_folder: Path) -> Path:
 
     def work() -> None:
         if os.environ["RANK"] == "0":
-            kill_at_step(6)
+            training.kill_at_step(6, path.with_suffix(""), saved=4)
         tuning.train(path, "engine.timeout_s=20")
 
     assert training.in_ranks(2, work)[0] == -signal.SIGKILL

@@ -11,7 +11,7 @@ import torch
 
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
-from sm_train.train import checkpoint
+from sm_train.train import attempts, checkpoint
 from sm_train.train.engines.base import TrainState
 from tests.training import assert_equal, fail_at_call
 
@@ -51,7 +51,7 @@ def pointed(link: Path | None) -> checkpoint.Checkpoint:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    assert checkpoint.begin_attempt(tmp_path) == 1
+    assert attempts.begin(tmp_path) == 1
     return tmp_path
 
 
@@ -104,7 +104,7 @@ def test_a_stop_at_any_call_of_a_save_leaves_the_previous_or_the_new_one(
     seen = []
     for call in range(1000):
         run = tmp_path / str(call)
-        checkpoint.begin_attempt(run)
+        attempts.begin(run)
         save(run, 1)
         save(run, 2, is_best=True, keep=1)
         with fail_at_call(monkeypatch, call, stop) as calls:
@@ -121,7 +121,7 @@ def test_a_stop_at_any_call_of_a_save_leaves_the_previous_or_the_new_one(
         assert_same(best, made(best.global_step))
         assert whole.global_step <= best.global_step  # never a latest whose best_valid no checkpoint has
         seen.append(whole.global_step)
-        attempt = checkpoint.begin_attempt(run)  # the next attempt makes the same steps
+        attempt = attempts.begin(run)  # the next attempt makes the same steps
         save(run, 3, attempt, is_best=True, keep=1)
         save(run, 4, attempt, keep=1)
         assert_same(pointed(checkpoint.latest(run)), made(4))
@@ -134,7 +134,7 @@ def test_a_stop_at_any_call_of_a_save_leaves_the_previous_or_the_new_one(
 
 def test_an_older_attempt_leaves_without_writing(run: Path) -> None:
     save(run, 2)
-    assert checkpoint.begin_attempt(run) == 2
+    assert attempts.begin(run) == 2
     with pytest.raises(UserError, match="attempt 2 has begun since; attempt 1 leaves without writing"):
         save(run, 4, attempt=1)
     assert_same(pointed(checkpoint.latest(run)), made(2))
@@ -194,7 +194,7 @@ def test_a_step_that_another_attempt_left_beyond_latest_is_written_anew(run: Pat
     save(run, 4)
     (run / "checkpoints/step-4/mapper.safetensors").write_bytes(b"damaged")
     checkpoint._point(run / "checkpoints/latest", "step-2")
-    save(run, 4, checkpoint.begin_attempt(run))
+    save(run, 4, attempts.begin(run))
     assert_same(pointed(checkpoint.latest(run)), made(4))
     assert steps(run) == ["step-2", "step-4"]
 

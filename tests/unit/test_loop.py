@@ -18,7 +18,7 @@ from sm_train.data.loader import Loader, plan_items
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
 from sm_train.records import Batch
-from sm_train.train import loop, start
+from sm_train.train import start
 from sm_train.train.engines import Engine
 from sm_train.train.loop import LoopConfig
 from sm_train.train.objectives.padded import PaddedObjective, PaddedRegression
@@ -213,35 +213,6 @@ def test_skips_without_end_are_an_error(shard_folder: Path, tmp_path: Path, monk
         training.train(path, "loop.nonfinite=skip", "loop.steps=50", "loop.save_every=1", "valid_splits=[]")
     state = json.loads((tmp_path / "run/checkpoints/latest/state.json").read_text())
     assert (state["global_step"], state["adam_step"]) == (20, 0)
-
-
-def test_in_fp16_a_skipped_step_is_the_scaler_at_work() -> None:
-    class Names:
-        lanes = 1
-
-        def names(self, position: Position, lanes: list[int]) -> str:
-            return "utt-000"
-
-    class Step:
-        position = Position(0, 0)
-
-    run = loop.Run(Path(), 1, 0, {}, {})
-    for _ in range(20):
-        loop._check_update(LoopConfig(), loop.Update(1.0, False, 2.0**16), Names(), Step(), run)  # type: ignore[arg-type]
-    loop._check_update(LoopConfig(), loop.Update(1.0, True, 2.0**16), Names(), Step(), run)  # type: ignore[arg-type]
-    assert run.skips_in_a_row == 0
-    run.skips_in_a_row = 20
-    with pytest.raises(UserError, match="skipped 21 in a row"):
-        loop._check_update(LoopConfig(), loop.Update(1.0, False, 2.0), Names(), Step(), run)  # type: ignore[arg-type]
-
-
-def test_dropout_differs_by_seed_epoch_step_and_lane() -> None:
-    seeds = {
-        loop._dropout_seed(seed, Position(epoch, step), lane)
-        for seed in range(3) for epoch in range(3) for step in range(3) for lane in range(3)
-    }  # fmt: skip
-    assert len(seeds) == 81
-    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 @pytest.mark.parametrize(("name", "value"), [("steps", 0), ("save_every", 0), ("keep", 0), ("nonfinite", "ignore")])

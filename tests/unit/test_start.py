@@ -86,7 +86,7 @@ def test_a_run_begins_with_its_config_and_goes_on_where_it_was(
     state = start.begin(cfg, engine, {"seed": 0}, mapper, None, "some weights")
     assert (state.attempt, state.global_step, state.position, state.best_valid) == (1, 0, Position(0, 0), None)
     assert (state.contract, state.description, state.seed) == ({"seed": 0}, mapper.description(), 0)
-    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "environment.json", "attempt.json"}
+    assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "environment.json", "attempts"}
     assert training.load(tmp_path / "run/config.yaml", stage=tune) == cfg
     assert "some weights, 1 ranks on cpu, from step 0 of 8" in capsys.readouterr().out
     again = start.begin(cfg, engine, {"seed": 0}, mapper, saved(5, {"seed": 0}, world), "some weights")

@@ -38,7 +38,7 @@ from sm_train.errors import UserError, run_command
 from sm_train.models import targets, tasks
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.models.tokenizer import read_tokenizer
-from sm_train.train import checkpoint, start
+from sm_train.train import attempts, checkpoint, start
 from sm_train.train.engines.base import fresh_state
 from tools.bench import BATCHES, PLACEMENTS, Batch, Llama, Measured, Memory, memory_of, ranks_of, started
 from tools.bench.predictions import Mapper, measured_table, memory_terms, prediction_table
@@ -144,7 +144,7 @@ def make_world(cfg: BenchConfig, folder: Path) -> Batch:
     mapper = SpeechMapper(cfg.mapper, cfg.mapper.widths[0], cfg.width, opened.rms)
     frozen = start.frozen(files.read_json(shard_set / shards.DATASET), opened)
     untrained = checkpoint.Checkpoint(fresh_state(mapper), 1, Position(0, 1), frozen, None)
-    attempt = checkpoint.begin_attempt(folder / "stage1")
+    attempt = attempts.begin(folder / "stage1")
     checkpoint.save(folder / "stage1", attempt, untrained, mapper.description(), is_best=True, keep=1)
     files.write_json(folder / "prompts.yaml", {"asr": {"train": [PROMPT], "held_out": []}})
     values = {

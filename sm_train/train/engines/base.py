@@ -39,6 +39,7 @@ class EngineConfig:
     eps: float = config.key(1e-8, "AdamW: added to the root of the second moment")
     weight_decay: float = config.key(0.01, "AdamW: decoupled weight decay")
     clip: float = config.key(1.0, "gradient norm above which gradients are scaled down; 0 for never")
+    split: int = config.key(1, "pieces that a micro-batch is run in: the remedy where it does not fit the memory")
     threads: int = config.key(1, "CPU threads of one rank")
     timeout_s: float = config.key(600.0, "seconds after which a collective that does not end is an error")
 
@@ -49,8 +50,9 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.precision not in DTYPES:
             raise ValueError(f"engine.precision is {self.precision!r}; it must be one of {', '.join(DTYPES)}")
-        if self.threads < 1:
-            raise ValueError(f"engine.threads is {self.threads}; it must be at least 1")
+        for name in ("threads", "split"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name} is {getattr(self, name)}; it must be at least 1")
         if self.zero_stage not in (1, 2, 3):
             raise ValueError(f"engine.zero_stage is {self.zero_stage}; it must be 1, 2 or 3")
         if self.offload and self.zero_stage != 3:
@@ -87,6 +89,8 @@ class Engine(Protocol):
     rank: int
     world_size: int
     device: torch.device
+    split: int
+    """Pieces of a micro-batch, each with a forward and a backward."""
     module: nn.Module
 
     def building(self) -> AbstractContextManager[None]:
@@ -103,7 +107,10 @@ class Engine(Protocol):
         """The module's sums for one micro-batch."""
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
-        """Add this micro-batch's gradient; gradients of all micro-batches of all ranks are summed, not averaged."""
+        """Add this piece's gradient: those of all pieces, micro-batches and ranks are summed, not averaged.
+
+        Every rank must call it equally often: ``split`` times for each micro-batch.
+        """
 
     def step(self, lr: float) -> Update:
         """Update the weights, unless the gradient is not finite; gradients are cleared either way."""
@@ -202,13 +209,6 @@ def copy_weights(trained: nn.Module, state: TrainState) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state.weights[name])
-
-
-def exit_hard(code: int = 0) -> None:
-    """End a rank at once: at interpreter exit, gloo's threads have been seen to abort a rank whose work was done."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def named_tensors(names: Any, tensors: Any) -> dict[str, Tensor]:

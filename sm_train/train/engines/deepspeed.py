@@ -29,8 +29,8 @@ class DeepSpeedEngine:
 
     def __init__(self, cfg: base.EngineConfig, lanes: int) -> None:
         self.rank, self.world_size, self.device = _start(cfg)
-        self.cfg = cfg
-        self.settings = zero_config(cfg, lanes // self.world_size, self.device)
+        self.cfg, self.split = cfg, cfg.split
+        self.settings = zero_config(cfg, lanes // self.world_size * cfg.split, self.device)
 
     @contextmanager
     def building(self) -> Iterator[None]:
@@ -100,7 +100,7 @@ class DeepSpeedEngine:
 
 
 def zero_config(cfg: base.EngineConfig, micro_batches: int, device: torch.device) -> dict[str, Any]:
-    """DeepSpeed's settings for one rank that takes ``micro_batches`` a step."""
+    """DeepSpeed's settings for one rank that runs ``micro_batches``, or pieces of them, a step."""
     zero: dict[str, Any] = {"stage": cfg.zero_stage, "reduce_bucket_size": BUCKET}
     if cfg.zero_stage == 3:
         zero["stage3_max_reuse_distance"] = REUSE

@@ -20,7 +20,7 @@ class LocalEngine:
     def __init__(self, cfg: base.EngineConfig, lanes: int) -> None:
         if cfg.precision == "fp16":
             raise UserError("engine.precision fp16 needs engine.name deepspeed, which scales the loss; or take bf16")
-        self.cfg = cfg
+        self.cfg, self.split = cfg, cfg.split
         self.rank, self.world_size, self.device = base.start_ranks(cfg)
 
     def building(self) -> AbstractContextManager[None]:

@@ -1,0 +1,81 @@
+"""Saving beside the training: the loop stands still while the state is copied, not while it is written."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from sm_train.errors import UserError
+from sm_train.runlog import say
+from sm_train.train import checkpoint
+from sm_train.train.checkpoint import Checkpoint
+
+
+class Saver:
+    """Writes one checkpoint at a time in a thread of rank 0.
+
+    Args:
+        on_error: what a disk that is full or fails does: ``stop`` | ``go_on``; a newer attempt always stops this one.
+    """
+
+    def __init__(self, run: Path, attempt: int, description: Mapping[str, Any], keep: int, on_error: str) -> None:
+        self.run, self.attempt, self.description = run, attempt, description
+        self.keep, self.on_error = keep, on_error
+        self._thread = ThreadPoolExecutor(1, "save")
+        self._saving: Future[None] | None = None
+        self.trouble: str | None = None
+        """Why training must stop, once it must."""
+
+    def start(self, saved: Checkpoint, *, is_best: bool) -> None:
+        """Begin to write a checkpoint, once the one before is written."""
+        self._wait()
+        what = f"the checkpoint of step {saved.global_step}"
+        self._saving = self._thread.submit(self._save, what, saved, is_best)
+
+    def is_in_trouble(self) -> bool:
+        """Whether training must stop, as far as is known by now."""
+        if self._saving is not None and self._saving.done():
+            self._wait()
+        return self.trouble is not None
+
+    @contextmanager
+    def guarded(self, what: str) -> Iterator[None]:
+        """Around writing to the run folder: a failure of the disk is said, and where it must be, kept as trouble."""
+        try:
+            yield
+        except OSError as error:
+            newest = checkpoint.latest(self.run)
+            said = (
+                f"{what} could not be written: {error.strerror or error}; {self.run} has "
+                f"{shutil.disk_usage(self.run).free >> 20} MB free; its newest checkpoint: {newest and newest.name}"
+            )
+            if self.on_error == "stop":
+                self.trouble = f"{said}; make room and run the same command again"
+            else:
+                say(f"warning: {said}; training goes on (loop.save_error=go_on)")
+
+    def _save(self, what: str, saved: Checkpoint, is_best: bool) -> None:
+        with self.guarded(what):
+            checkpoint.save(self.run, self.attempt, saved, self.description, is_best=is_best, keep=self.keep)
+
+    def _wait(self) -> None:
+        saving, self._saving = self._saving, None
+        try:
+            if saving is not None:
+                saving.result()
+        except UserError as error:  # a newer attempt owns the run
+            self.trouble = str(error)
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._wait()
+        self._thread.shutdown()
