@@ -1,9 +1,18 @@
-"""The one error a person can cause, and the frame every command runs in."""
+"""The one error a person can cause, and the frame every command runs in.
+
+Exit codes: 0 done, 1 our own bug (with a traceback), 2 a person's mistake (one line), 75 saved and left after a signal,
+76 left because another rank was lost, 130 interrupted. After 75 and 76 the same command goes on.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+
+STOPPED = 75
+"""The run was asked to stop by a signal: it saved and left."""
+LOST = 76
+"""Another rank died, hung or left: this one could not go on."""
 
 
 class UserError(Exception):

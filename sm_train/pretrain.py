@@ -97,7 +97,8 @@ def run(cfg: PretrainConfig) -> Engine | None:
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
-    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, targets, mapper))
+    with engine.watch:
+        train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, targets, mapper))
     if log:
         log.close()
     return engine

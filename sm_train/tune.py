@@ -162,7 +162,8 @@ def run(cfg: TuneConfig) -> Engine | None:
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
     validate = validation and partial(_validate, validation, engine, objective)
-    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, validate)
+    with engine.watch:
+        train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, validate)
     if log:
         log.close()
     return engine
