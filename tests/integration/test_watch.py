@@ -21,6 +21,7 @@ import torch
 from sm_train.errors import LOST, UserError
 from sm_train.train import loop
 from sm_train.train.engines.local import LocalEngine
+from sm_train.train.engines.watch import Watch
 from tests import training
 
 pytestmark = pytest.mark.slow
@@ -208,16 +209,17 @@ def test_a_collective_that_fails_on_its_own_keeps_its_traceback(ranks: Any) -> N
     assert re.fullmatch(r"rank 1 \(host \S+, pid of 1\) left: \w+: .*", line)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_an_undisturbed_run_says_nothing_of_it(ranks: Any, world_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = LocalEngine.close
+@pytest.mark.parametrize(("world_size", "late"), [(2, 1), (4, 0)])
+def test_an_undisturbed_run_says_nothing_of_it(
+    ranks: Any, world_size: int, late: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Watch.close
 
-    def close(self: LocalEngine) -> None:
-        time.sleep(0.3 * self.rank)  # ranks end a little apart
+    def close(self: Watch) -> None:
+        time.sleep(2.5 if self.rank == late else 0)  # after the last meeting, and longer than a heartbeat
         real(self)
-        time.sleep(0.3 * (self.world_size - self.rank))
 
-    monkeypatch.setattr(LocalEngine, "close", close)
+    monkeypatch.setattr(Watch, "close", close)
     codes, stderr = ranks(world_size, -1, lambda: None)
     assert codes == [0] * world_size
     assert stderr == ""
@@ -227,20 +229,21 @@ def test_slow_validation_and_slow_saving_are_no_hang(ranks: Any, monkeypatch: py
     from sm_train.train import checkpoint
     from sm_train.train.validate import _Batches
 
-    save, of_rank = checkpoint.save, _Batches.of_rank
+    save, of_rank, begin = checkpoint.save, _Batches.of_rank, _Batches.__init__
 
     def slow_save(*args: Any, **kwargs: Any) -> None:
-        time.sleep(2.5)  # longer than a heartbeat
+        time.sleep(2.2)  # longer than a heartbeat
         save(*args, **kwargs)
 
     def slow_batches(self: Any, engine: Any) -> Any:
         for batch in of_rank(self, engine):
-            time.sleep(1.2)
+            time.sleep(1.5)  # together longer than a rank may stand still
             yield batch
 
     monkeypatch.setattr(checkpoint, "save", slow_save)
     monkeypatch.setattr(_Batches, "of_rank", slow_batches)
+    monkeypatch.setattr(_Batches, "__init__", lambda self, items, budget: begin(self, items, 64))  # 6 batches
     monkeypatch.setattr(loop.LoopConfig, "__post_init__", lambda self: object.__setattr__(self, "steps", 3))
-    codes, stderr = ranks(2, -1, lambda: None, timeout_s=4)
+    codes, stderr = ranks(2, -1, lambda: None, timeout_s=3)
     assert codes == [0, 0]
     assert stderr == ""

@@ -90,13 +90,17 @@ class Centre:
         """Tell all ranks why they must leave."""
         for link in self.links:
             link.send(verdict=verdict.text, is_last_word=verdict.is_last_word)
-        for _ in range(2):  # a connection that is closed with something unread may take along what was sent
+
+    def linger(self) -> None:
+        """Hear what is under way: a connection that is closed with something unread may take along what was sent."""
+        for _ in range(2):
             self._hear()
 
     def finish(self, last_word: str | None) -> None:
         """Tell all ranks that this one leaves, and hear them out."""
         if last_word is not None:
             self.announce(Verdict(f"{self.members[0]} left: {last_word}", is_last_word=True))
+            self.linger()
             return
         for link in self.links:
             link.send(done=True)

@@ -116,6 +116,8 @@ class Watch:
                 f"{_standing()}; the same command goes on from the last checkpoint\n"
             )
             os.write(2, line.encode())  # sys.stderr may be locked by a main thread that hangs
+            if isinstance(self._end, Centre):
+                self._end.linger()
             os._exit(LOST)
 
 
