@@ -164,25 +164,25 @@ def test_ranks_that_all_hang_say_so(ranks: Any, monkeypatch: pytest.MonkeyPatch)
         assert re.fullmatch(r"all ranks hang: none has gone on from mark \d+ \(sum_over_ranks\) for 2 s", line)
 
 
-@pytest.mark.parametrize("culprit", [1, 0])
+@pytest.mark.parametrize(("world_size", "culprit"), [(4, 1), (2, 0)])
 def test_a_rank_that_fails_keeps_its_traceback_and_is_named_by_the_others(
-    ranks: Any, culprit: int, monkeypatch: pytest.MonkeyPatch
+    ranks: Any, world_size: int, culprit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = LocalEngine.forward, []
 
     def forward(self: LocalEngine, batch: Any) -> Any:
         calls.append(batch)
-        if self.rank == culprit and len(calls) == 4:
+        if self.rank == culprit and len(calls) == 6:
             raise ValueError("a bug\nof ours")
         return real(self, batch)
 
     monkeypatch.setattr(LocalEngine, "forward", forward)
-    codes, stderr = ranks(4, -1, lambda: None, heartbeat_s=30)  # so that silence is not what ends them
-    assert codes == [1 if rank == culprit else LOST for rank in range(4)]
+    codes, stderr = ranks(world_size, -1, lambda: None, heartbeat_s=30)  # so that silence is not what ends them
+    assert codes == [1 if rank == culprit else LOST for rank in range(world_size)]
     assert stderr.count("Traceback") == 1
     assert "ValueError: a bug\nof ours" in stderr
     why = verdicts(stderr)
-    assert len(why) == 3
+    assert len(why) == world_size - 1
     for line in why.values():
         assert re.fullmatch(rf"rank {culprit} \(host \S+, pid of {culprit}\) left: ValueError: a bug of ours", line)
 
@@ -237,7 +237,7 @@ def test_slow_validation_and_slow_saving_are_no_hang(ranks: Any, monkeypatch: py
 
     def slow_batches(self: Any, engine: Any) -> Any:
         for batch in of_rank(self, engine):
-            time.sleep(1.5)  # together longer than a rank may stand still
+            time.sleep(1.2)  # together longer than a rank may stand still
             yield batch
 
     monkeypatch.setattr(checkpoint, "save", slow_save)
