@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -43,7 +42,7 @@ def both(centre: Centre, spokes: list[Spoke], turns: int = 3) -> list[Verdict | 
     found: list[Verdict | None] = [None] * len(ends)
     for _ in range(turns):
         for i, end in enumerate(ends):
-            found[i] = found[i] or end.turn(time.monotonic(), 5, "step")
+            found[i] = found[i] or end.turn(5, "step")
             if found[i] and end is centre:
                 centre.announce(found[i])  # type: ignore[arg-type]
     return found
@@ -77,7 +76,7 @@ def test_rank_0_s_last_word_reaches_the_others_before_its_connection_ends(centre
     for link in centre.links:
         link.connection.close()
     for spoke in spokes:
-        found = spoke.turn(time.monotonic(), 5, "step")
+        found = spoke.turn(5, "step")
         assert found is not None
         assert found.text.startswith("rank 0 (host")
         assert found.text.endswith("left: ValueError: mine")
@@ -85,12 +84,12 @@ def test_rank_0_s_last_word_reaches_the_others_before_its_connection_ends(centre
 
 def test_without_a_word_rank_0_is_gone_or_silent(centre: Centre, spokes: list[Spoke]) -> None:
     spokes[0].heard_s -= 2.1
-    silent = spokes[0].turn(time.monotonic(), 5, "step")
+    silent = spokes[0].turn(5, "step")
     assert silent is not None
     assert silent.text.endswith("has not been heard from for 2 s")
     for link in centre.links:
         link.connection.close()
-    gone = spokes[1].turn(time.monotonic(), 5, "step")
+    gone = spokes[1].turn(5, "step")
     assert gone is not None
     assert gone.text.endswith("is gone: its process ended without a word")
 
@@ -104,7 +103,7 @@ def test_a_normal_end_is_no_death_whoever_is_first(centre: Centre, spokes: list[
     centre.members[2].is_done = True  # so that rank 0 does not wait for it
     centre.finish(None)
     for _ in range(3):
-        assert spokes[1].turn(time.monotonic(), 5, "step") is None
+        assert spokes[1].turn(5, "step") is None
 
 
 def test_a_rank_that_never_comes_is_missed(centre: Centre) -> None:

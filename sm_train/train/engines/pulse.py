@@ -75,7 +75,7 @@ class Centre:
         found = (key.data for key in self.selector.get_map().values())
         return [link for link in found if link is not None and link.rank is not None]
 
-    def turn(self, now_s: float, marks: int, doing: str) -> Verdict | None:
+    def turn(self, marks: int, doing: str) -> Verdict | None:
         """Hear all ranks, then judge."""
         self._hear()
         now_s = time.monotonic()
@@ -114,8 +114,9 @@ class Centre:
     def _hear(self) -> None:
         for key, _ in self.selector.select(TURN_S):
             if key.data is None:
-                connection, _ = self.listener.accept()
-                self.selector.register(connection, selectors.EVENT_READ, Link(connection))
+                with contextlib.suppress(OSError):  # it has gone again
+                    connection, _ = self.listener.accept()
+                    self.selector.register(connection, selectors.EVENT_READ, Link(connection))
             else:
                 self._read(key.data)
 
@@ -152,10 +153,10 @@ class Spoke:
         self.selector.register(link.connection, selectors.EVENT_READ)
         self.centre = Member(0, 0.0, 0.0)
 
-    def turn(self, now_s: float, marks: int, doing: str) -> Verdict | None:
+    def turn(self, marks: int, doing: str) -> Verdict | None:
         """Send a pulse where one is due, and hear rank 0."""
-        if now_s >= self.next_beat_s:
-            self.next_beat_s = now_s + self.beat_s
+        if time.monotonic() >= self.next_beat_s:
+            self.next_beat_s = time.monotonic() + self.beat_s
             self.link.send(marks=marks, doing=doing)
         messages, is_open = self._hear()
         now_s = time.monotonic()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 import traceback
 from pathlib import Path
 from types import TracebackType
@@ -84,7 +83,8 @@ class Watch:
         if is_collective(error):  # this process ends in the thread, if some rank is to blame
             self._gave_up.set()
             self._thread.join(self.heartbeat_s + 3)
-        self._finish(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        words = " ".join(str(error).split())[:300]
+        self._finish(f"{type(error).__name__}: {words}" if words else type(error).__name__)
 
     def _finish(self, last_word: str | None) -> None:
         with self._deciding:
@@ -96,7 +96,7 @@ class Watch:
 
     def _run(self) -> None:
         while not self._is_ending:
-            verdict = self._end.turn(time.monotonic(), self.marks, self.doing)
+            verdict = self._end.turn(self.marks, self.doing)
             if verdict is not None:
                 self._leave(verdict)
                 return
