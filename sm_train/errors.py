@@ -1,7 +1,7 @@
 """The one error a person can cause, and the frame every command runs in.
 
-Exit codes: 0 done, 1 a bug of ours (with a traceback), 2 a person's mistake (one line), 75 saved and left because a
-signal asked for it, 130 interrupted; after 75 and 130 the same command goes on.
+Exit codes: 0 done, 1 our own bug (with a traceback), 2 a person's mistake (one line), 75 saved and left after a signal,
+76 left because another rank was lost, 130 interrupted. After 75 and 76 the same command goes on.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-STOPPED = 75
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+STOPPED = 75
+"""The run was asked to stop by a signal: it saved and left."""
+LOST = 76
+"""Another rank died, hung or left: this one could not go on."""
 
 
 class UserError(Exception):

@@ -95,9 +95,10 @@ def run(cfg: PretrainConfig) -> Engine | None:
     holds = f"{mapper.num_parameters:,} parameters, {len(items)} utterances, {hours:.2f} h, {cfg.engine}"
     engine = start.make_agreed_engine(cfg.engine, cfg.batch.lanes, folder, resumed, contract)
     engine.prepare(objective, mapper, resumed.state if resumed else None)
-    state = start.begin(cfg, engine, contract, mapper, resumed, holds)
-    validate = _validation(cfg, engine, targets, mapper)
-    return start.follow_through(cfg, engine, objective, loader, state, validate)
+    with engine.watch:
+        state = start.begin(cfg, engine, contract, mapper, resumed, holds)
+        validate = _validation(cfg, engine, targets, mapper)
+        return start.follow_through(cfg, engine, objective, loader, state, validate)
 
 
 def _contract(cfg: PretrainConfig, planner: Planner, items: SpeechItems) -> dict[str, Any]:

@@ -159,9 +159,10 @@ def run(cfg: TuneConfig) -> Engine | None:
         objective.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     holds = f"{size}, LLM {llm.path} {cfg.placement}, {cfg.placed}"
-    state = start.begin(cfg, engine, contract, mapper, resumed, holds)
-    validate = validation and partial(_validate, validation, engine, objective)
-    return start.follow_through(cfg, engine, objective, loader, state, validate)
+    with engine.watch:
+        state = start.begin(cfg, engine, contract, mapper, resumed, holds)
+        validate = validation and partial(_validate, validation, engine, objective)
+        return start.follow_through(cfg, engine, objective, loader, state, validate)
 
 
 def _items(cfg: TuneConfig, targets: TargetSet, chat: Chat, splits: list[str]) -> InstructionItems:

@@ -33,6 +33,7 @@ class _Batches:
         """(micro-batch, whether it counts): a rank that has none left repeats the shortest."""
         for start in range(0, len(self.pieces), engine.world_size):
             mine = start + engine.rank
+            engine.watch.mark("validation")
             piece = self.pieces[mine] if mine < len(self.pieces) else self.pieces[0]
             yield self.items.collate(piece, 0).to(engine.device), mine < len(self.pieces)
 

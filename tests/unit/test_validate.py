@@ -16,6 +16,7 @@ from sm_train.data.target_set import TargetSet
 from sm_train.records import PromptedBatch
 from sm_train.train.engines import EngineConfig
 from sm_train.train.engines.base import leave_ranks, start_ranks, sum_over_ranks
+from sm_train.train.engines.watch import Watch
 from sm_train.train.objectives.instruct import InstructObjective
 from sm_train.train.validate import InstructionLosses, NearestTokenWer
 from tests import training, tuning
@@ -26,6 +27,7 @@ class Alone:
 
     def __init__(self) -> None:
         self.rank, self.world_size, self.device = start_ranks(EngineConfig(device="cpu"))
+        self.watch = Watch(self.rank, self.world_size, 0, 600)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         return sum_over_ranks(values, self.device)

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from sm_train import config
 from sm_train.errors import UserError
 from sm_train.models.speech import device_here
 from sm_train.records import MicroBatch
+from sm_train.train.engines.watch import Watch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,7 +42,10 @@ class EngineConfig:
     clip: float = config.key(1.0, "gradient norm above which gradients are scaled down; 0 for never")
     split: int = config.key(1, "pieces that a micro-batch is run in: the remedy where it does not fit the memory")
     threads: int = config.key(1, "CPU threads of one rank")
-    timeout_s: float = config.key(600.0, "seconds after which a collective that does not end is an error")
+    timeout_s: float = config.key(
+        600.0, "seconds without progress after which all ranks leave, naming the one that hangs"
+    )
+    heartbeat_s: float = config.key(10.0, "seconds of silence after which a rank counts as lost; 0 for no watch")
 
     def __str__(self) -> str:
         zero = f" ZeRO-{self.zero_stage}" if self.name == "deepspeed" else ""
@@ -57,6 +61,13 @@ class EngineConfig:
             raise ValueError(f"engine.zero_stage is {self.zero_stage}; it must be 1, 2 or 3")
         if self.offload and self.zero_stage != 3:
             raise ValueError(f"engine.offload needs engine.zero_stage 3; it is {self.zero_stage}")
+        if self.heartbeat_s != 0 and self.heartbeat_s < 1:
+            raise ValueError(f"engine.heartbeat_s is {self.heartbeat_s}; it must be at least 1, or 0 for no watch")
+
+    @property
+    def patience(self) -> timedelta:
+        """When a collective gives up by itself: after the watch, which knows whose fault it is."""
+        return timedelta(seconds=self.timeout_s + self.heartbeat_s + 5)
 
 
 @dataclass
@@ -92,6 +103,8 @@ class Engine(Protocol):
     split: int
     """Pieces of a micro-batch, each with a forward and a backward."""
     module: nn.Module
+    watch: Watch
+    """Put it around training, ``with engine.watch: ...``, between prepare and close."""
 
     def building(self) -> AbstractContextManager[None]:
         """Models that are loaded inside are laid out over the ranks as the engine's config says."""
@@ -148,21 +161,34 @@ def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=cfg.timeout_s))
+        dist.init_process_group(backend, timeout=cfg.patience)
     return rank, world_size, device
 
 
 def _die_with_launcher() -> None:
     """Under torchrun, end when it ends: a launcher that is killed would leave its ranks at work (Linux only)."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        set_parent_death_signal = 1
+        set_parent_death_signal, launcher = 1, os.getppid()
         ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != launcher or (launcher == 1 and not _is_python(1)):  # it was dead before it was asked for
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-def leave_ranks() -> None:
-    """Leave the group once every rank is here."""
+def _is_python(pid: int) -> bool:
+    """Whether a process runs our interpreter: in a container, torchrun may well be process 1."""
+    try:
+        return os.path.samefile(f"/proc/{pid}/exe", sys.executable)
+    except OSError:
+        return False
+
+
+def leave_ranks(watch: Watch | None = None) -> None:
+    """Leave the group once every rank is here, and then the watch."""
     if dist.is_initialized():
-        dist.barrier()
+        with watch or nullcontext():
+            dist.barrier()
+        if watch:
+            watch.close()
         dist.destroy_process_group()
 
 

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from sm_train.errors import UserError
 from sm_train.models.speech import pick_device
 from sm_train.records import MicroBatch
 from sm_train.train.engines import base
+from sm_train.train.engines.watch import Watch
 
 BUCKET = 50_000_000
 """Elements of room for gradients on their way: DeepSpeed's own 5e8 would take 1.9 GiB, twice the paper's mapper."""
@@ -29,6 +29,7 @@ class DeepSpeedEngine:
 
     def __init__(self, cfg: base.EngineConfig, lanes: int) -> None:
         self.rank, self.world_size, self.device = _start(cfg)
+        self.watch = Watch(self.rank, self.world_size, cfg.heartbeat_s, cfg.timeout_s)
         self.cfg, self.split = cfg, cfg.split
         self.settings = zero_config(cfg, lanes // self.world_size * cfg.split, self.device)
 
@@ -65,18 +66,22 @@ class DeepSpeedEngine:
         self.module = self.inner.module
         self.zero: Any = self.inner.optimizer
         zero_state.restore(self.zero, self.names, self.weights, state)
+        self.watch.start(self.device)
 
     def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
+        self.watch.mark("forward")
         sums: dict[str, Tensor] = self.inner(batch.to(self.device))
         return sums
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        self.watch.mark("backward")
         # DeepSpeed averages over ranks and would divide by the accumulation; the loop's loss is divided already.
         self.inner.backward(loss * self.world_size, scale_wrt_gas=False)
         if not is_last:
             self.inner.step()
 
     def step(self, lr: float) -> base.Update:
+        self.watch.mark("step")
         for group in self.zero.param_groups:
             group["lr"] = lr
         self.inner.step()
@@ -84,19 +89,23 @@ class DeepSpeedEngine:
         return base.Update(float(norm), bool(self.inner.was_step_applied()), self._zero_state.loss_scale(self.zero))
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
+        self.watch.mark("sum_over_ranks")
         return base.sum_over_ranks(values, self.device)
 
     def capture(self) -> base.TrainState | None:
+        self.watch.mark("capture")
         state = self._zero_state.capture(self.zero, self.names, self.weights)
         return state if self.rank == 0 else None
 
     def gradients(self) -> Mapping[str, Tensor]:
+        self.watch.mark("gradients")
         from deepspeed.utils import safe_get_full_grad
 
         return base.named_tensors(self.names, [safe_get_full_grad(weight) for weight in self.weights])
 
     def close(self) -> None:
-        base.leave_ranks()
+        self.watch.mark("close")
+        base.leave_ranks(self.watch)
 
 
 def zero_config(cfg: base.EngineConfig, micro_batches: int, device: torch.device) -> dict[str, Any]:
@@ -138,7 +147,7 @@ def _start(cfg: base.EngineConfig) -> tuple[int, int, torch.device]:
     if on_cpu:
         # Built by a compiler at start-up otherwise, a minute, and it leaves shared memory behind when a run dies.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False, timeout=timedelta(seconds=cfg.timeout_s))
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False, timeout=cfg.patience)
     return base.start_ranks(cfg)
 
 

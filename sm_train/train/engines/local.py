@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sm_train.errors import UserError
 from sm_train.records import MicroBatch
 from sm_train.train.engines import base
+from sm_train.train.engines.watch import Watch
 
 
 class LocalEngine:
@@ -22,6 +23,7 @@ class LocalEngine:
             raise UserError("engine.precision fp16 needs engine.name deepspeed, which scales the loss; or take bf16")
         self.cfg, self.split = cfg, cfg.split
         self.rank, self.world_size, self.device = base.start_ranks(cfg)
+        self.watch = Watch(self.rank, self.world_size, cfg.heartbeat_s, cfg.timeout_s)
 
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
@@ -49,12 +51,15 @@ class LocalEngine:
                 "exp_avg": state.exp_avg[name].to(self.device, copy=True),
                 "exp_avg_sq": state.exp_avg_sq[name].to(self.device, copy=True),
             }
+        self.watch.start(self.device)
 
     def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
+        self.watch.mark("forward")
         sums: dict[str, Tensor] = self.module(batch.to(self.device))
         return sums
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        self.watch.mark("backward")
         loss.backward()  # type: ignore[no-untyped-call]
         for weight, master in zip(self.weights, self.masters, strict=True):
             if weight.grad is not None and master.grad is not None:
@@ -64,6 +69,7 @@ class LocalEngine:
             dist.all_reduce(self.flat)
 
     def step(self, lr: float) -> base.Update:
+        self.watch.mark("step")
         norm = float(torch.linalg.vector_norm(self.flat, dtype=torch.float64))  # fp32 loses 2e-4 in 3M entries
         applied = norm < float("inf")
         if applied:
@@ -78,9 +84,11 @@ class LocalEngine:
         return base.Update(norm, applied, 1.0)
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
+        self.watch.mark("sum_over_ranks")
         return base.sum_over_ranks(values, self.device)
 
     def capture(self) -> base.TrainState | None:
+        self.watch.mark("capture")
         if self.rank != 0:
             return None
         states = [self.optimizer.state[master] for master in self.masters]
@@ -92,7 +100,9 @@ class LocalEngine:
         )
 
     def gradients(self) -> Mapping[str, Tensor]:
+        self.watch.mark("gradients")
         return base.named_tensors(self.names, [master.grad for master in self.masters])
 
     def close(self) -> None:
-        base.leave_ranks()
+        self.watch.mark("close")
+        base.leave_ranks(self.watch)
