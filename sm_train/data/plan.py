@@ -8,7 +8,6 @@ can rebuild any epoch from (lengths, seed, epoch, budget, G), so a position in t
 from __future__ import annotations
 
 import heapq
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +17,9 @@ from numpy.typing import NDArray
 from sm_train.errors import UserError
 
 WINDOW_ITEMS = 4096
+BLOCK_ITEMS = 4096
+"""Whole windows of about so many items are cut on their own, all of them together."""
+_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +80,12 @@ def plan_epoch(
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = _sort_in_windows(lengths, rng.permutation(len(lengths)), window)
-    pieces = _halve_to_multiple(cut(lengths[order], budget), lengths[order], lanes)
+    ordered = lengths[order]
+    block = -(-BLOCK_ITEMS // window) * window
+    ends = np.append(np.arange(block, len(order), block), len(order))
+    pieces = _halve_to_multiple(cut(ordered, budget, ends), ordered, lanes)
     # Neighbours in length share a step, so that no lane waits long for another.
-    longest = np.maximum.reduceat(lengths[order], pieces[:-1])
+    longest = np.maximum.reduceat(ordered, pieces[:-1])
     ranked = np.argsort(longest, kind="stable").reshape(-1, lanes)
     micro_batches = rng.permuted(ranked, axis=1)[rng.permutation(len(ranked))].ravel()
     sizes = np.diff(pieces)[micro_batches]
@@ -90,47 +95,98 @@ def plan_epoch(
 
 
 def _sort_in_windows(lengths: NDArray[np.int64], order: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-    number = np.arange(len(order)) // window
-    ordered: NDArray[np.int64] = order[np.lexsort((lengths[order], number))]
-    return ordered
+    """``order``, sorted by length inside each window; items of one length keep their order."""
+    whole = len(order) // window * window
+    pieces = [order[:whole].reshape(-1, window), order[None, whole:]]
+    dtype = np.uint16 if lengths.max() < 2**16 else np.int64  # numpy sorts 16 bits by radix
+    ordered = []
+    for piece in pieces:
+        within = np.argsort(lengths[piece].astype(dtype), axis=1, kind="stable")
+        ordered.append(np.take_along_axis(piece, within, axis=1).ravel())
+    return np.concatenate(ordered)
 
 
-def cut(lengths: NDArray[np.int64], budget: int) -> list[int]:
-    """Bounds of greedy runs whose count times longest stays within the budget; an item above it is a run alone."""
-    bounds, longest = [0], 0
-    for i, length in enumerate(lengths.tolist()):
-        longest = max(longest, length)
-        if i > bounds[-1] and longest * (i + 1 - bounds[-1]) > budget:
-            bounds.append(i)
-            longest = length
-    return [*bounds, len(lengths)]
+def cut(lengths: NDArray[np.int64], budget: int, ends: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
+    """Bounds of greedy runs whose count times longest stays within the budget; an item above it is a run alone.
+
+    Args:
+        ends: where a run must end whatever the budget, ascending, the last being N; None for every 4096th.
+
+    Returns:
+        Bounds, from 0 to N; of at most 4096 items they are those of one greedy pass.
+    """
+    if ends is None:
+        ends = np.append(np.arange(BLOCK_ITEMS, len(lengths), BLOCK_ITEMS), len(lengths))
+    bounds, begin = [np.zeros(1, np.int64)], 0
+    # Some blocks at a time, so that the table of longest stays small.
+    for last in np.flatnonzero(np.diff(ends // _AT_ONCE, append=-1)):
+        end = int(ends[last])
+        part = ends[(ends > begin) & (ends <= end)]
+        bounds.append(begin + _cut_blocks(lengths[begin:end], budget, part - begin))
+        begin = end
+    return np.sort(np.concatenate(bounds))
 
 
-def _halve_to_multiple(bounds: list[int], lengths: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
-    """Halve the largest runs (by count times longest) until their number is a multiple of ``lanes``.
+def _cut_blocks(lengths: NDArray[np.int64], budget: int, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The end of every run: all blocks advance together, a run a round, each run found by doubling steps."""
+    if not len(lengths):
+        return np.zeros(0, np.int64)
+    most = min(int(np.diff(ends, prepend=0).max()), max(budget // max(int(lengths.min()), 1), 1))
+    longest_of = [lengths]  # [k][i]: the longest of the 2^k items from i on
+    while 2 ** len(longest_of) <= most:
+        half = 2 ** (len(longest_of) - 1)
+        longest_of.append(np.maximum(longest_of[-1][:-half], longest_of[-1][half:]))
+    found = []
+    begin, limit = np.concatenate([[0], ends[:-1]]), ends
+    while len(begin):
+        end, longest = begin + 1, lengths[begin]
+        for k in reversed(range(len(longest_of))):
+            reach = end + 2**k
+            of_more = np.maximum(longest, longest_of[k].take(end, mode="clip"))
+            fits = (of_more * (reach - begin) <= budget) & (reach <= limit)
+            end, longest = np.where(fits, reach, end), np.where(fits, of_more, longest)
+        found.append(end)
+        going = end < limit
+        begin, limit = end[going], limit[going]
+    return np.concatenate(found)
+
+
+def halve(bounds: NDArray[np.int64], lengths: NDArray[np.int64], times: int) -> NDArray[np.int64] | None:
+    """Bounds once the largest run (by count times longest) was halved so many times; None if items do not suffice."""
+    if not times:
+        return bounds
+    sizes = np.diff(bounds)
+    costs = np.where(sizes > 1, np.maximum.reduceat(lengths, bounds[:-1]) * sizes, -1)
+    # Of the runs of now, only so many of the largest can be halved.
+    least = max(int(np.partition(costs, -times)[-times]) if times <= len(costs) else 0, 0)
+    large = np.flatnonzero(costs >= least)
+    runs = list(zip((-costs[large]).tolist(), bounds[large].tolist(), bounds[large + 1].tolist(), strict=True))
+    heapq.heapify(runs)
+    middles: list[int] = []
+    while len(middles) < times:
+        if not runs:
+            return None
+        _, begin, end = heapq.heappop(runs)
+        middles.append((begin + end) // 2)
+        for a, b in ((begin, middles[-1]), (middles[-1], end)):
+            if b - a > 1:
+                heapq.heappush(runs, (-int(lengths[a:b].max()) * (b - a), a, b))
+    return np.sort(np.append(bounds, middles))
+
+
+def _halve_to_multiple(bounds: NDArray[np.int64], lengths: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+    """Halve the largest runs until their number is a multiple of ``lanes``.
 
     Raises:
         UserError: there are too few items for that.
     """
-    runs = []
-    for begin, end in itertools.pairwise(bounds):
-        runs.append((-int(lengths[begin:end].max()) * (end - begin), begin, end))
-    heapq.heapify(runs)
-    settled: list[tuple[int, int, int]] = []
-    while (len(runs) + len(settled)) % lanes:
-        if not runs:
-            raise UserError(
-                f"{len(lengths)} items fill {len(bounds) - 1} micro-batches, which cannot be cut into a multiple of "
-                f"{lanes} lanes; raise the budget of a micro-batch, lower batch.lanes or add data"
-            )
-        cost, begin, end = heapq.heappop(runs)
-        if end - begin == 1:
-            settled.append((cost, begin, end))
-            continue
-        middle = (begin + end) // 2
-        for a, b in ((begin, middle), (middle, end)):
-            heapq.heappush(runs, (-int(lengths[a:b].max()) * (b - a), a, b))
-    return np.array([*sorted(begin for _, begin, _ in runs + settled), len(lengths)], np.int64)
+    halved = halve(bounds, lengths, -(len(bounds) - 1) % lanes)
+    if halved is None:
+        raise UserError(
+            f"{len(lengths)} items fill {len(bounds) - 1} micro-batches, which cannot be cut into a multiple of "
+            f"{lanes} lanes; raise the budget of a micro-batch, lower batch.lanes or add data"
+        )
+    return halved
 
 
 def mix(groups: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int) -> NDArray[np.int64]:
