@@ -7,19 +7,16 @@ can rebuild any epoch from (lengths, seed, epoch, budget, G), so a position in t
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sm_train.data.cuts import BLOCK_ITEMS, cut, halve
 from sm_train.errors import UserError
 
 WINDOW_ITEMS = 4096
-BLOCK_ITEMS = 4096
-"""Whole windows of about so many items are cut on their own, all of them together."""
-_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,74 +103,6 @@ def _sort_in_windows(lengths: NDArray[np.int64], order: NDArray[np.int64], windo
     return np.concatenate(ordered)
 
 
-def cut(lengths: NDArray[np.int64], budget: int, ends: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
-    """Bounds of greedy runs whose count times longest stays within the budget; an item above it is a run alone.
-
-    Args:
-        ends: where a run must end whatever the budget, ascending, the last being N; None for every 4096th.
-
-    Returns:
-        Bounds, from 0 to N; of at most 4096 items they are those of one greedy pass.
-    """
-    if ends is None:
-        ends = np.append(np.arange(BLOCK_ITEMS, len(lengths), BLOCK_ITEMS), len(lengths))
-    bounds, begin = [np.zeros(1, np.int64)], 0
-    # Some blocks at a time, so that the table of longest stays small.
-    for last in np.flatnonzero(np.diff(ends // _AT_ONCE, append=-1)):
-        end = int(ends[last])
-        part = ends[(ends > begin) & (ends <= end)]
-        bounds.append(begin + _cut_blocks(lengths[begin:end], budget, part - begin))
-        begin = end
-    return np.sort(np.concatenate(bounds))
-
-
-def _cut_blocks(lengths: NDArray[np.int64], budget: int, ends: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The end of every run: all blocks advance together, a run a round, each run found by doubling steps."""
-    if not len(lengths):
-        return np.zeros(0, np.int64)
-    most = min(int(np.diff(ends, prepend=0).max()), max(budget // max(int(lengths.min()), 1), 1))
-    longest_of = [lengths]  # [k][i]: the longest of the 2^k items from i on
-    while 2 ** len(longest_of) <= most:
-        half = 2 ** (len(longest_of) - 1)
-        longest_of.append(np.maximum(longest_of[-1][:-half], longest_of[-1][half:]))
-    found = []
-    begin, limit = np.concatenate([[0], ends[:-1]]), ends
-    while len(begin):
-        end, longest = begin + 1, lengths[begin]
-        for k in reversed(range(len(longest_of))):
-            reach = end + 2**k
-            of_more = np.maximum(longest, longest_of[k].take(end, mode="clip"))
-            fits = (of_more * (reach - begin) <= budget) & (reach <= limit)
-            end, longest = np.where(fits, reach, end), np.where(fits, of_more, longest)
-        found.append(end)
-        going = end < limit
-        begin, limit = end[going], limit[going]
-    return np.concatenate(found)
-
-
-def halve(bounds: NDArray[np.int64], lengths: NDArray[np.int64], times: int) -> NDArray[np.int64] | None:
-    """Bounds once the largest run (by count times longest) was halved so many times; None if items do not suffice."""
-    if not times:
-        return bounds
-    sizes = np.diff(bounds)
-    costs = np.where(sizes > 1, np.maximum.reduceat(lengths, bounds[:-1]) * sizes, -1)
-    # Of the runs of now, only so many of the largest can be halved.
-    least = max(int(np.partition(costs, -times)[-times]) if times <= len(costs) else 0, 0)
-    large = np.flatnonzero(costs >= least)
-    runs = list(zip((-costs[large]).tolist(), bounds[large].tolist(), bounds[large + 1].tolist(), strict=True))
-    heapq.heapify(runs)
-    middles: list[int] = []
-    while len(middles) < times:
-        if not runs:
-            return None
-        _, begin, end = heapq.heappop(runs)
-        middles.append((begin + end) // 2)
-        for a, b in ((begin, middles[-1]), (middles[-1], end)):
-            if b - a > 1:
-                heapq.heappush(runs, (-int(lengths[a:b].max()) * (b - a), a, b))
-    return np.sort(np.append(bounds, middles))
-
-
 def _halve_to_multiple(bounds: NDArray[np.int64], lengths: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
     """Halve the largest runs until their number is a multiple of ``lanes``.
 
@@ -189,15 +118,17 @@ def _halve_to_multiple(bounds: NDArray[np.int64], lengths: NDArray[np.int64], la
     return halved
 
 
-def mix(groups: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int) -> NDArray[np.int64]:
+def mix(
+    groups: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int, total: float = 0
+) -> NDArray[np.int64]:
     """The items of one epoch of several groups, each group's share of the items being its weight's.
 
-    An epoch ends where the group that is scarcest for its weight has been gone through once. Every group is an endless
-    stream of permutations of itself, and an epoch takes the next piece of it: no item comes again before its group is
-    through.
+    An epoch has ``total`` items, to one a group; with 0 it ends where the group that is scarcest for its weight has
+    been gone through once. Every group is an endless stream of permutations of itself, and an epoch takes the next
+    piece of it: no item comes again before its group is through.
     """
     shares = np.array(weights, np.float64) / np.sum(weights)
-    total = min(len(group) / share for group, share in zip(groups, shares, strict=True))
+    total = total or min(len(group) / share for group, share in zip(groups, shares, strict=True))
     taken = []
     for number, (group, share) in enumerate(zip(groups, shares, strict=True)):
         size = max(int(share * total + 1e-6), 1)
@@ -224,6 +155,9 @@ class Planner:
         lengths: what each item costs of a micro-batch's budget [N].
         of_epoch: gives the items that an epoch goes through, equally many in every epoch; None for all, each once.
         names, unit: the items' ids and what lengths are counted in, for messages.
+        shard_of: the shard that each item lies in, so that lanes have windows of their own (:mod:`sm_train.data.lanes`:
+            for a set that is far away) [N]; None to sort items of all shards together in windows of ``window``.
+        shards_per_window: the fewest shards in a lane's window.
 
     Raises:
         UserError: an item above the budget, or fewer items than lanes.
@@ -233,20 +167,33 @@ class Planner:
         self, lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS,
         of_epoch: Callable[[int], NDArray[np.int64] | None] = lambda epoch: None,
         names: list[str] | None = None, unit: str = "frames",
+        shard_of: NDArray[np.int64] | None = None, shards_per_window: int = 16,
     ) -> None:  # fmt: skip
         check(lengths, budget, lanes, names, unit)
         self.lengths, self.lanes, self.of_epoch = lengths, lanes, of_epoch
         self._sizes = (budget, lanes, window)
+        self._shard_of, self._shards_per_window = shard_of, shards_per_window
         self.seed = seed
         self.fingerprint = fingerprint(lengths, seed, budget, lanes, window)
+        if shard_of is not None:
+            self.fingerprint = fingerprint(shard_of, seed, shards_per_window, lanes) + self.fingerprint
 
     def epoch(self, number: int) -> EpochPlan:
         """The plan of one epoch."""
         chosen = self.of_epoch(number)
         if chosen is None:
-            return plan_epoch(self.lengths, self.seed, number, *self._sizes)
-        made = plan_epoch(self.lengths[chosen], self.seed, number, *self._sizes)
+            return self._plan(slice(None), number)
+        made = self._plan(chosen, number)
         return replace(made, items=chosen[made.items])
+
+    def _plan(self, chosen: NDArray[np.int64] | slice, epoch: int) -> EpochPlan:
+        if self._shard_of is None:
+            return plan_epoch(self.lengths[chosen], self.seed, epoch, *self._sizes)
+        from sm_train.data.lanes import plan_lanes  # which falls back on plan_epoch
+
+        budget, lanes, _ = self._sizes
+        of_chosen = self.lengths[chosen], self._shard_of[chosen]
+        return plan_lanes(*of_chosen, self.seed, epoch, budget, lanes, self._shards_per_window)
 
 
 def fingerprint(lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS) -> str:

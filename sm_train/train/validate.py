@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from sm_train.data.batches import Items, SpeechItems
+from sm_train.data.cuts import cut
 from sm_train.data.instructions import InstructionItems
-from sm_train.data.plan import cut
 from sm_train.data.text import normalise
 from sm_train.models.mapper import SpeechMapper, positions_of
 from sm_train.scoring import decode

@@ -10,6 +10,7 @@ import pytest
 
 from sm_train.data import plan
 from sm_train.errors import UserError
+from tests.unit.test_cuts import greedy
 
 BUDGET, LANES = 600, 4
 
@@ -86,26 +87,6 @@ def test_lanes_take_turns_with_the_longest_of_a_step(lengths: np.ndarray) -> Non
     shares = np.bincount(longest.argmax(axis=1), minlength=LANES) / len(longest)
     assert len(longest) > 50
     assert shares.min() > 0.1
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_the_cut_is_the_greedy_one(seed: int) -> None:
-    """Every run is as long as the budget lets it be, checked item by item."""
-    rng = np.random.default_rng(seed)
-    lengths, budget = rng.integers(1, 30, size=rng.integers(1, 60)), int(rng.integers(30, 120))
-    bounds = plan.cut(lengths, budget)
-    assert bounds[0] == 0
-    assert bounds[-1] == len(lengths)
-    for begin, end in itertools.pairwise(bounds):
-        assert end > begin
-        assert lengths[begin:end].max() * (end - begin) <= budget
-        if end < len(lengths):
-            assert lengths[begin : end + 1].max() * (end + 1 - begin) > budget
-
-
-def test_the_cut_leaves_an_item_above_the_budget_alone() -> None:
-    assert plan.cut(np.array([50, 50, 3]), 10).tolist() == [0, 1, 2, 3]
-    assert plan.cut(np.array([3, 3, 50, 3]), 10).tolist() == [0, 2, 3, 4]
 
 
 def test_at_most_lanes_minus_one_of_the_largest_are_halved() -> None:
@@ -219,16 +200,6 @@ def test_the_unit_of_a_budget_is_named() -> None:
 # ---- the plan item by item, as it once was made: recorded figures of training depend on these very plans
 
 
-def greedy(lengths: np.ndarray, budget: int) -> list[int]:
-    bounds, longest = [0], 0
-    for i, length in enumerate(lengths.tolist()):
-        longest = max(longest, length)
-        if i > bounds[-1] and longest * (i + 1 - bounds[-1]) > budget:
-            bounds.append(i)
-            longest = length
-    return [*bounds, len(lengths)]
-
-
 def halved(bounds: list[int], lengths: np.ndarray, lanes: int) -> np.ndarray | None:
     runs = [(-int(lengths[a:b].max()) * (b - a), a, b) for a, b in itertools.pairwise(bounds)]
     heapq.heapify(runs)
@@ -295,11 +266,3 @@ def test_a_larger_set_is_cut_greedily_in_blocks_of_whole_windows(window: int, bl
         expected |= {tuple(items[a:b]) for a, b in itertools.pairwise(greedy(lengths[items], BUDGET))}
     made = plan.plan_epoch(lengths, 0, 0, BUDGET, 1, window)
     assert {tuple(items) for items in micro_batches(made)} == expected
-
-
-def test_cuts_stay_exact_where_the_items_are_too_many_for_one_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    lengths = np.random.default_rng(5).integers(1, 200, size=20_000)
-    whole = plan.cut(lengths, BUDGET)
-    monkeypatch.setattr(plan, "_AT_ONCE", 5000)
-    assert np.array_equal(plan.cut(lengths, BUDGET), whole)
-    assert plan.cut(lengths[:4096], BUDGET).tolist() == greedy(lengths[:4096], BUDGET)
