@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sm_train import config
+from sm_train.data.mixing import FROZEN_ENCODER
 from sm_train.data.shards import require_same
-from sm_train.data.target_set import TargetSet
+from sm_train.data.target_set import TargetTable
 from sm_train.errors import UserError
 from sm_train.models.mapper import SpeechMapper
 from sm_train.runlog import say, write_environment
@@ -18,7 +19,6 @@ from sm_train.train.engines.base import require_one_start
 from sm_train.train.loop import Run
 
 PRETRAIN, TUNE = "pretrain", "tune"
-FROZEN_ENCODER = ("encoder", "encoder_revision", "encoder_hash", "layer", "pool")
 FROZEN_LLM = ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
 
 
@@ -33,7 +33,7 @@ def optimizer(cfg: EngineConfig) -> dict[str, Any]:
     return {f"engine.{name}": getattr(cfg, name) for name in ("beta1", "beta2", "eps", "weight_decay", "clip")}
 
 
-def frozen(dataset: Mapping[str, Any], targets: TargetSet) -> dict[str, Any]:
+def frozen(dataset: Mapping[str, Any], targets: TargetTable) -> dict[str, Any]:
     """The frozen models and data that a shard set and its target set come from."""
     of_encoder = {name: dataset[name] for name in FROZEN_ENCODER}
     of_llm = {name: targets.contract[name] for name in FROZEN_LLM}
