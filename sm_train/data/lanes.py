@@ -44,12 +44,13 @@ def plan_lanes(
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order, ends = _deal(lengths, shard_of, lanes, shards_per_window, rng)
-    bounds = cut(lengths[order], budget, np.unique(ends[ends > 0]))
+    ordered = lengths[order]
+    bounds = cut(ordered, budget, np.unique(ends[ends > 0]))
     windows: list[Runs] = []
     rest: list[NDArray[np.int64]] = []
     for number, window in enumerate(ends.reshape(-1, lanes)):
         begin = int(ends[number * lanes - 1]) if number else 0
-        runs, left = _level(bounds, lengths[order], [begin, *window.tolist()])
+        runs, left = _level(bounds, ordered, [begin, *window.tolist()])
         steps = rng.permutation(len(runs[0]))
         windows.append((runs[0][steps], runs[1][steps]))
         rest.extend(order[a:b] for a, b in left)
@@ -65,7 +66,7 @@ def _deal(
     permuted = rng.permutation(len(lengths))
     shards, number = np.unique(shard_of, return_inverse=True)
     place = rng.permutation(len(shards))[number]
-    order = permuted[np.argsort(place[permuted], kind="stable")]
+    order = permuted[_stable_order(place[permuted])]
     num_windows = max(1, len(shards) // (shards_per_window * lanes))
     window = place[order] * num_windows // len(shards)
     sizes = lengths[order]
@@ -75,7 +76,14 @@ def _deal(
     middle_twice = 2 * np.cumsum(sizes) - sizes - 2 * (np.cumsum(total) - total)[window]
     piece = window * lanes + middle_twice * lanes // (2 * total[window])
     ends = np.searchsorted(piece, np.arange(num_windows * lanes), side="right")
-    return order[np.lexsort((sizes, piece))], ends.astype(np.int64)
+    by_size = _stable_order(sizes)
+    return order[by_size[_stable_order(piece[by_size])]], ends.astype(np.int64)
+
+
+def _stable_order(values: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The order that sorts ``values``, equal ones as they stand; numpy sorts 16 bits by radix."""
+    small = values.astype(np.uint16) if values.max() < 2**16 else values
+    return np.argsort(small, kind="stable")
 
 
 def _level(
