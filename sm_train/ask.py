@@ -12,7 +12,7 @@ from pathlib import Path
 from sm_train import config
 from sm_train.data import audio
 from sm_train.data.lengths import shortest_samples
-from sm_train.data.target_set import TargetSet
+from sm_train.data.mixing import Sources
 from sm_train.errors import UserError, run_command
 from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.speech import EncoderConfig, SpeechEncoder
@@ -46,7 +46,7 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
     )
     llm = FrozenLlm(LlmConfig(frozen["llm"], frozen["llm_revision"]))
     trained.require_template(llm, "give the LLM that template again, or tune for this one")
-    targets = TargetSet(Path(settings["shards"]), settings["target"])
+    targets = Sources(settings["shards"], settings["target"]).targets
     mapped = trained.as_system(targets, settings.get("trim", mappers.TUNED_TRIM), llm.device)
     (feats_TE,) = encoder.encode([samples_S])
     heard = Heard(feats_TE.astype("float16"), "")

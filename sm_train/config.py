@@ -125,7 +125,8 @@ def describe(schema: Any, prefix: str = "", chosen: Any = None) -> str:
 def _build(schema: type[C], layers: list[Any], where: str, words: Sequence[str] = ()) -> C:
     merged = OmegaConf.structured(schema)
     whole = [word.partition("=")[0] for word in words if word.partition("=")[2].lstrip().startswith("{")]
-    mappings = {name for name, hint in typing.get_type_hints(schema).items() if typing.get_origin(hint) is dict}
+    hints = typing.get_type_hints(schema).items()
+    mappings = {name for name, hint in hints if hint is Any or typing.get_origin(hint) is dict}
     try:
         for number, layer in enumerate(layers):
             # tasks={st: 1} is all the tasks there are; tasks.st=1 adds to what the file says.

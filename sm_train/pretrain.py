@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from sm_train import config
-from sm_train.data.batches import SpeechItems
 from sm_train.data.loader import Loader, plan_items
+from sm_train.data.mixing import MixedItems, Sources, Utterances, check_weights
 from sm_train.data.plan import WINDOW_ITEMS, Planner
-from sm_train.data.target_set import TargetSet
 from sm_train.errors import exit_hard, run_command
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.runlog import say
@@ -40,11 +39,16 @@ class BatchConfig:
     window: int = config.key(
         WINDOW_ITEMS, "items that are sorted by length together: fewer mix lengths more and pad more"
     )
+    epoch_steps: int = config.key(
+        0, "steps of an epoch, about, when several sets are mixed; 0: until the scarcest set is through once"
+    )
 
     def __post_init__(self) -> None:
         for name in ("frames", "lanes", "window"):
             if getattr(self, name) < 1:
                 raise ValueError(f"batch.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.epoch_steps < 0:
+            raise ValueError(f"batch.epoch_steps is {self.epoch_steps}; it must be 0 or more")
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class PretrainConfig:
     """Stage 1."""
 
     run: str = config.key(config.REQUIRED, "run folder")
-    shards: str = config.key(config.REQUIRED, "shard set that precompute wrote")
-    target: str = config.key(config.REQUIRED, "name of a target set in it")
+    shards: Any = config.key(
+        config.REQUIRED, "shard set that precompute wrote, or {folder: share of the padded frames} of several"
+    )
+    target: str = config.key(config.REQUIRED, "name of a target set in it, or in each")
     splits: list[str] = config.key(["train"], "splits to train on")
     valid_splits: list[str] = config.key(["valid"], "splits to validate on; [] for none")
     trim: str = config.key("change_point", "where validation ends the text: change_point | first_pad | none")
@@ -66,6 +72,9 @@ class PretrainConfig:
     loop: LoopConfig = config.key(LoopConfig(), "steps, checkpoints, validation")
 
     def __post_init__(self) -> None:
+        check_weights(self.shards)
+        if self.batch.epoch_steps and isinstance(self.shards, str):
+            raise ValueError("batch.epoch_steps is for several sets mixed, and shards is one folder; leave it at 0")
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
         if self.trim not in TRIMS:
@@ -78,15 +87,17 @@ def run(cfg: PretrainConfig) -> Engine | None:
 
     folder = Path(cfg.run)
     resumed = start.read(folder, start.PRETRAIN)
-    targets = TargetSet(Path(cfg.shards), cfg.target)
-    items = SpeechItems(Path(cfg.shards), targets, cfg.splits)
+    sources = Sources(cfg.shards, cfg.target)
+    targets, items, batch = sources.targets, sources.training(cfg.splits, cfg.seed), cfg.batch
+    if isinstance(items, MixedItems):
+        items.set_epoch_steps(batch.epoch_steps, batch.frames, batch.lanes, batch.window)
     torch.manual_seed(cfg.seed)
     output_rms = targets.rms if cfg.objective.mse == "relative" else 1.0
     mapper = SpeechMapper(cfg.mapper, items.feature_width, targets.rows_RD.shape[1], output_rms)
     mean_square, padded = targets.contract["mean_square"], cfg.objective
     regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, padded.mse, padded.cosine)
     objective = PaddedObjective(mapper, regression, padded)
-    planner = plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes, cfg.batch.window)
+    planner = plan_items(items, cfg.seed, batch.frames, batch.lanes, batch.window)
     loader = Loader(items, objective.counts, planner, *place())
     contract = _contract(cfg, planner, items)
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
@@ -97,11 +108,11 @@ def run(cfg: PretrainConfig) -> Engine | None:
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     with engine.watch:
         state = start.begin(cfg, engine, contract, mapper, resumed, holds)
-        validate = _validation(cfg, engine, targets, mapper)
+        validate = _validation(cfg, engine, sources, mapper)
         return start.follow_through(cfg, engine, objective, loader, state, validate)
 
 
-def _contract(cfg: PretrainConfig, planner: Planner, items: SpeechItems) -> dict[str, Any]:
+def _contract(cfg: PretrainConfig, planner: Planner, items: Utterances) -> dict[str, Any]:
     """What a run must go on with unchanged; ranks, engine and precision may change, and the number of steps."""
     chosen = start.settings(cfg, "batch", "mapper", "objective", "schedule")
     frozen = start.frozen(items.dataset, items.targets)
@@ -115,12 +126,12 @@ def _contract(cfg: PretrainConfig, planner: Planner, items: SpeechItems) -> dict
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **plan}
 
 
-def _validation(cfg: PretrainConfig, engine: Engine, targets: TargetSet, mapper: SpeechMapper) -> Any:
+def _validation(cfg: PretrainConfig, engine: Engine, sources: Sources, mapper: SpeechMapper) -> Any:
     if not cfg.valid_splits or not cfg.loop.validate_every:
         return None
     from sm_train.train.validate import NearestTokenWer
 
-    items = SpeechItems(Path(cfg.shards), targets, cfg.valid_splits)
+    items = sources.validation(cfg.valid_splits)
     wer = NearestTokenWer(items, cfg.trim, cfg.batch.frames)
     say(f"validation: nearest of {wer.vocabulary} tokens, {len(items)} utterances of {', '.join(cfg.valid_splits)}")
     return partial(wer, engine, mapper)

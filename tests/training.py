@@ -44,13 +44,15 @@ TARGET = "words"
 FRAMES, LANES = 160, 4
 
 
-def shard_set(folder: Path, count: int = 60, seed: int = 0) -> Path:
+def shard_set(folder: Path, count: int = 60, seed: int = 0, rows_seed: int | None = None) -> Path:
     """A complete shard set with the target set ``words``: every eighth utterance is ``valid``, the others ``train``.
 
-    Lengths are uneven, 8 to 63 frames; among them are utterances with P = L, P = L + 1 and P > L + 1.
+    Lengths are uneven, 8 to 63 frames; among them are utterances with P = L, P = L + 1 and P > L + 1. Sets of one
+    ``rows_seed`` have the sounds and embeddings of their words in common.
     """
     rng = np.random.default_rng(seed)
-    sound_RE = rng.normal(size=(len(WORDS), E))
+    common = rng if rows_seed is None else np.random.default_rng(rows_seed)
+    sound_RE = common.normal(size=(len(WORDS), E))
     samples, rows, tokens = [], [], []
     for i in range(count):
         num_tokens = int(rng.integers(2, 10))
@@ -65,7 +67,7 @@ def shard_set(folder: Path, count: int = 60, seed: int = 0) -> Path:
     shards.write_part(folder, "part-0000000", {"id": "str", "feats": "ndarray:float16"}, samples, rows, [], {})
     contract = {"encoder": "none", "encoder_revision": None, "encoder_hash": "none", "layer": 0, "pool": 2}
     shards.commit(folder, ["part-0000000"], contract, "utterances.parquet")
-    _target_set(folder, tokens, rng)
+    _target_set(folder, tokens, common)
     return folder
 
 
@@ -95,11 +97,11 @@ def _target_set(folder: Path, tokens: list[np.ndarray], rng: np.random.Generator
     shards.commit(root, ["part-0000000"], contract, TABLE)
 
 
-def write_config(path: Path, shard_folder: Path, **overrides: Any) -> Path:
+def write_config(path: Path, shard_folder: Path | dict[str, float], **overrides: Any) -> Path:
     """A config file of a tiny run beside its run folder; ``overrides`` are merged into its sections."""
     values: dict[str, Any] = {
         "run": str(path.with_suffix("")),
-        "shards": str(shard_folder),
+        "shards": shard_folder if isinstance(shard_folder, dict) else str(shard_folder),
         "target": TARGET,
         "mapper": {"widths": [E, 16, 32], "layers": 1, "heads": 2, "feed_forward": 32, "dropout": 0.1},
         "batch": {"frames": FRAMES, "lanes": LANES},

@@ -7,14 +7,13 @@ can rebuild any epoch from (lengths, seed, epoch, budget, G), so a position in t
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sm_train.data.cuts import BLOCK_ITEMS, cut, halve
 from sm_train.errors import UserError
 
 WINDOW_ITEMS = 4096
@@ -78,9 +77,12 @@ def plan_epoch(
     """
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
     order = _sort_in_windows(lengths, rng.permutation(len(lengths)), window)
-    pieces = _halve_to_multiple(cut(lengths[order], budget), lengths[order], lanes)
+    ordered = lengths[order]
+    block = -(-BLOCK_ITEMS // window) * window
+    ends = np.append(np.arange(block, len(order), block), len(order))
+    pieces = _halve_to_multiple(cut(ordered, budget, ends), ordered, lanes)
     # Neighbours in length share a step, so that no lane waits long for another.
-    longest = np.maximum.reduceat(lengths[order], pieces[:-1])
+    longest = np.maximum.reduceat(ordered, pieces[:-1])
     ranked = np.argsort(longest, kind="stable").reshape(-1, lanes)
     micro_batches = rng.permuted(ranked, axis=1)[rng.permutation(len(ranked))].ravel()
     sizes = np.diff(pieces)[micro_batches]
@@ -90,58 +92,43 @@ def plan_epoch(
 
 
 def _sort_in_windows(lengths: NDArray[np.int64], order: NDArray[np.int64], window: int) -> NDArray[np.int64]:
-    number = np.arange(len(order)) // window
-    ordered: NDArray[np.int64] = order[np.lexsort((lengths[order], number))]
-    return ordered
+    """``order``, sorted by length inside each window; items of one length keep their order."""
+    whole = len(order) // window * window
+    pieces = [order[:whole].reshape(-1, window), order[None, whole:]]
+    dtype = np.uint16 if lengths.max() < 2**16 else np.int64  # numpy sorts 16 bits by radix
+    ordered = []
+    for piece in pieces:
+        within = np.argsort(lengths[piece].astype(dtype), axis=1, kind="stable")
+        ordered.append(np.take_along_axis(piece, within, axis=1).ravel())
+    return np.concatenate(ordered)
 
 
-def cut(lengths: NDArray[np.int64], budget: int) -> list[int]:
-    """Bounds of greedy runs whose count times longest stays within the budget; an item above it is a run alone."""
-    bounds, longest = [0], 0
-    for i, length in enumerate(lengths.tolist()):
-        longest = max(longest, length)
-        if i > bounds[-1] and longest * (i + 1 - bounds[-1]) > budget:
-            bounds.append(i)
-            longest = length
-    return [*bounds, len(lengths)]
-
-
-def _halve_to_multiple(bounds: list[int], lengths: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
-    """Halve the largest runs (by count times longest) until their number is a multiple of ``lanes``.
+def _halve_to_multiple(bounds: NDArray[np.int64], lengths: NDArray[np.int64], lanes: int) -> NDArray[np.int64]:
+    """Halve the largest runs until their number is a multiple of ``lanes``.
 
     Raises:
         UserError: there are too few items for that.
     """
-    runs = []
-    for begin, end in itertools.pairwise(bounds):
-        runs.append((-int(lengths[begin:end].max()) * (end - begin), begin, end))
-    heapq.heapify(runs)
-    settled: list[tuple[int, int, int]] = []
-    while (len(runs) + len(settled)) % lanes:
-        if not runs:
-            raise UserError(
-                f"{len(lengths)} items fill {len(bounds) - 1} micro-batches, which cannot be cut into a multiple of "
-                f"{lanes} lanes; raise the budget of a micro-batch, lower batch.lanes or add data"
-            )
-        cost, begin, end = heapq.heappop(runs)
-        if end - begin == 1:
-            settled.append((cost, begin, end))
-            continue
-        middle = (begin + end) // 2
-        for a, b in ((begin, middle), (middle, end)):
-            heapq.heappush(runs, (-int(lengths[a:b].max()) * (b - a), a, b))
-    return np.array([*sorted(begin for _, begin, _ in runs + settled), len(lengths)], np.int64)
+    halved = halve(bounds, lengths, -(len(bounds) - 1) % lanes)
+    if halved is None:
+        raise UserError(
+            f"{len(lengths)} items fill {len(bounds) - 1} micro-batches, which cannot be cut into a multiple of "
+            f"{lanes} lanes; raise the budget of a micro-batch, lower batch.lanes or add data"
+        )
+    return halved
 
 
-def mix(groups: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int) -> NDArray[np.int64]:
+def mix(
+    groups: Sequence[NDArray[np.int64]], weights: Sequence[float], seed: int, epoch: int, total: float = 0
+) -> NDArray[np.int64]:
     """The items of one epoch of several groups, each group's share of the items being its weight's.
 
-    An epoch ends where the group that is scarcest for its weight has been gone through once. Every group is an endless
-    stream of permutations of itself, and an epoch takes the next piece of it: no item comes again before its group is
-    through.
+    An epoch has ``total`` items, to one a group; with 0 it ends where the group that is scarcest for its weight has
+    been gone through once. Every group is an endless stream of permutations of itself, and an epoch takes the next
+    piece of it: no item comes again before its group is through.
     """
     shares = np.array(weights, np.float64) / np.sum(weights)
-    total = min(len(group) / share for group, share in zip(groups, shares, strict=True))
+    total = total or min(len(group) / share for group, share in zip(groups, shares, strict=True))
     taken = []
     for number, (group, share) in enumerate(zip(groups, shares, strict=True)):
         size = max(int(share * total + 1e-6), 1)
@@ -168,6 +155,9 @@ class Planner:
         lengths: what each item costs of a micro-batch's budget [N].
         of_epoch: gives the items that an epoch goes through, equally many in every epoch; None for all, each once.
         names, unit: the items' ids and what lengths are counted in, for messages.
+        shard_of: the shard that each item lies in, so that lanes have windows of their own (:mod:`sm_train.data.lanes`:
+            for a set that is far away) [N]; None to sort items of all shards together in windows of ``window``.
+        shards_per_window: the fewest shards in a lane's window.
 
     Raises:
         UserError: an item above the budget, or fewer items than lanes.
@@ -177,20 +167,33 @@ class Planner:
         self, lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS,
         of_epoch: Callable[[int], NDArray[np.int64] | None] = lambda epoch: None,
         names: list[str] | None = None, unit: str = "frames",
+        shard_of: NDArray[np.int64] | None = None, shards_per_window: int = 16,
     ) -> None:  # fmt: skip
         check(lengths, budget, lanes, names, unit)
         self.lengths, self.lanes, self.of_epoch = lengths, lanes, of_epoch
         self._sizes = (budget, lanes, window)
+        self._shard_of, self._shards_per_window = shard_of, shards_per_window
         self.seed = seed
         self.fingerprint = fingerprint(lengths, seed, budget, lanes, window)
+        if shard_of is not None:
+            self.fingerprint = fingerprint(shard_of, seed, shards_per_window, lanes) + self.fingerprint
 
     def epoch(self, number: int) -> EpochPlan:
         """The plan of one epoch."""
         chosen = self.of_epoch(number)
         if chosen is None:
-            return plan_epoch(self.lengths, self.seed, number, *self._sizes)
-        made = plan_epoch(self.lengths[chosen], self.seed, number, *self._sizes)
+            return self._plan(slice(None), number)
+        made = self._plan(chosen, number)
         return replace(made, items=chosen[made.items])
+
+    def _plan(self, chosen: NDArray[np.int64] | slice, epoch: int) -> EpochPlan:
+        if self._shard_of is None:
+            return plan_epoch(self.lengths[chosen], self.seed, epoch, *self._sizes)
+        from sm_train.data.lanes import plan_lanes  # which falls back on plan_epoch
+
+        budget, lanes, _ = self._sizes
+        of_chosen = self.lengths[chosen], self._shard_of[chosen]
+        return plan_lanes(*of_chosen, self.seed, epoch, budget, lanes, self._shards_per_window)
 
 
 def fingerprint(lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS) -> str:

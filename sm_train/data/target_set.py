@@ -6,6 +6,7 @@ Shape letters: R rows of the table, L tokens, D LLM width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,33 @@ from sm_train.errors import UserError
 TABLE = "tokens.parquet"
 EMBEDDING = "embedding.safetensors"
 TOKENIZER = "tokenizer.json"
+SAME_LLM = ("llm", "llm_revision", "tokenizer_hash", "pad_id", "normaliser")
 
 
-class TargetSet:
+class TargetTable:
+    """Rows of one LLM's input embedding by token id, and the contract that says where they come from."""
+
+    def __init__(
+        self, contract: dict[str, Any], token_ids: NDArray[np.int32], rows_RD: torch.Tensor, tokenizer: Path
+    ) -> None:
+        self.contract, self.token_ids, self.rows_RD = contract, token_ids, rows_RD
+        self.pad_row = int(np.searchsorted(token_ids, contract["pad_id"]))
+        self.tokenizer_file = tokenizer
+        self._tokenizer: Any = None
+
+    def text(self, rows: NDArray[np.int64]) -> str:
+        """The text of some rows of the table, by the LLM's own tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.tokenizer_file))
+        return str(self._tokenizer.decode(self.token_ids[rows].tolist(), skip_special_tokens=True))
+
+    @property
+    def rms(self) -> float:
+        """Root mean square of one entry of a real target."""
+        return math.sqrt(self.contract["mean_square"])
+
+
+class TargetSet(TargetTable):
     """A complete target set, opened: its contract, its table of embeddings, and token ids by utterance."""
 
     def __init__(self, shard_set: Path, name: str) -> None:
@@ -35,34 +60,53 @@ class TargetSet:
             raise UserError(
                 f"shard set {shard_set} has no complete target set {name!r}; it has: {', '.join(have) or 'none'}"
             )
-        self.contract: dict[str, Any] = files.read_json(self.root / shards.DATASET)
+        contract: dict[str, Any] = files.read_json(self.root / shards.DATASET)
         covered = {"utterances": files.read_json(shard_set / shards.DATASET)["part_hashes"]}
-        found = {"utterances": self.contract["utterances"]}
+        found = {"utterances": contract["utterances"]}
         shards.require_same(covered, found, str(self.root), "the shard set has changed: build the targets anew")
         tensors = load_file(self.root / EMBEDDING)
-        if tensors_hash(tensors) != self.contract["embedding_hash"]:
+        if tensors_hash(tensors) != contract["embedding_hash"]:
             raise UserError(
                 f"{self.root / EMBEDDING} is not what was committed; remove {self.root} and build the targets anew"
             )
-        self.token_ids: NDArray[np.int32] = tensors["ids"].numpy()
-        self.rows_RD: torch.Tensor = tensors["rows"]
-        self.pad_row = int(np.searchsorted(self.token_ids, self.contract["pad_id"]))
+        super().__init__(contract, tensors["ids"].numpy(), tensors["rows"], self.root / TOKENIZER)
         self.table = shards.read_table(self.root, TABLE)
         self.samples = shards.Samples(self.root, self.table)
-        self._tokenizer: Any = None
 
     def rows_of(self, row: int) -> NDArray[np.int64]:
         """Rows of the table [L] for one row of :attr:`table`."""
         rows_L: NDArray[np.int64] = np.searchsorted(self.token_ids, self.samples[row]["tokens"])
         return rows_L
 
-    def text(self, rows: NDArray[np.int64]) -> str:
-        """The text of some rows of the table, by the LLM's own tokenizer."""
-        if self._tokenizer is None:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.root / TOKENIZER))
-        return str(self._tokenizer.decode(self.token_ids[rows].tolist(), skip_special_tokens=True))
 
-    @property
-    def rms(self) -> float:
-        """Root mean square of one entry of a real target."""
-        return math.sqrt(self.contract["mean_square"])
+def join(sets: Sequence[TargetSet]) -> TargetTable:
+    """One table for several target sets of one LLM: every token that any of them uses.
+
+    Its contract is the first one's, but for the table's hash and the mean square, which is that over all their tokens.
+
+    Raises:
+        UserError: they come from different LLMs, tokenizers, pads or normalisers, or embed a token differently.
+    """
+    first = sets[0]
+    for other in sets[1:]:
+        wanted, found = ({name: one.contract[name] for name in SAME_LLM} for one in (first, other))
+        remedy = f"sets are mixed by targets of one LLM, as those of {first.root}: build them so with cluster.retarget"
+        shards.require_same(wanted, found, str(other.root), remedy)
+    token_ids = np.unique(np.concatenate([one.token_ids for one in sets]))
+    rows_RD = first.rows_RD.new_zeros((len(token_ids), first.rows_RD.shape[1]))
+    is_there = torch.zeros(len(token_ids), dtype=torch.bool)
+    for one in sets:
+        rows_R = torch.from_numpy(np.searchsorted(token_ids, one.token_ids))
+        twice = is_there[rows_R]
+        same = one.rows_RD.dtype == rows_RD.dtype and one.rows_RD.shape[1] == rows_RD.shape[1]
+        if not same or not torch.equal(rows_RD[rows_R[twice]], one.rows_RD[twice]):
+            raise UserError(
+                f"{one.root / EMBEDDING}: a token has other values there than in {first.root} or beside it, though "
+                f"all are said to come from {first.contract['llm']}; build one of them anew with cluster.retarget"
+            )
+        rows_RD[rows_R], is_there[rows_R] = one.rows_RD, True
+    tokens = [int(one.table.column("num_tokens").to_numpy().sum()) for one in sets]
+    mean_square = float(np.average([one.contract["mean_square"] for one in sets], weights=tokens))
+    hashed = tensors_hash({"ids": torch.from_numpy(token_ids), "rows": rows_RD})
+    contract = {**first.contract, "embedding_hash": hashed, "mean_square": mean_square}
+    return TargetTable(contract, token_ids, rows_RD, first.tokenizer_file)

@@ -12,7 +12,7 @@ import torch
 
 from sm_train import files
 from sm_train.data.shards import require_same
-from sm_train.data.target_set import TargetSet
+from sm_train.data.target_set import TargetTable
 from sm_train.errors import UserError
 from sm_train.models.llm import FrozenLlm
 from sm_train.models.mapper import SpeechMapper
@@ -41,7 +41,7 @@ class Trained:
     def is_tuned(self) -> bool:
         return self.contract.get("stage") == _TUNE
 
-    def as_system(self, targets: TargetSet, trim: str, device: torch.device) -> Mapped:
+    def as_system(self, targets: TargetTable, trim: str, device: torch.device) -> Mapped:
         """The mapper, loaded; ``trim`` says where the positions of a stage-1 mapper end."""
         trim = TUNED_TRIM if self.is_tuned else trim
         return Mapped(SpeechMapper.from_pretrained(self.folder), targets, trim, device, self.name)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sm_train.data.lengths import num_positions
-from sm_train.data.target_set import TargetSet
+from sm_train.data.target_set import TargetTable
 from sm_train.data.text import normalise
 from sm_train.models.llm import FrozenLlm
 from sm_train.models.mapper import SpeechMapper
@@ -81,7 +81,7 @@ class Cascade:
 class Mapped:
     """The mapper's positions, the tail trimmed."""
 
-    def __init__(self, mapper: SpeechMapper, targets: TargetSet, trim: str, device: torch.device, name: str) -> None:
+    def __init__(self, mapper: SpeechMapper, targets: TargetTable, trim: str, device: torch.device, name: str) -> None:
         self.name, self.trim, self.targets, self.device = name, trim, targets, device
         self.mapper = mapper.to(device).eval()
         self.table_RD = targets.rows_RD.to(device).float()

@@ -9,8 +9,9 @@ from typing import Any
 
 from sm_train import config
 from sm_train.data.loader import Loader
+from sm_train.data.mixing import FROZEN_ENCODER
 from sm_train.data.shards import require_same
-from sm_train.data.target_set import TargetSet
+from sm_train.data.target_set import TargetTable
 from sm_train.errors import Stopped, UserError
 from sm_train.models.mapper import SpeechMapper
 from sm_train.runlog import RunLog, say, write_environment
@@ -21,7 +22,6 @@ from sm_train.train.loop import Run, train
 from sm_train.train.objectives import Objective
 
 PRETRAIN, TUNE = "pretrain", "tune"
-FROZEN_ENCODER = ("encoder", "encoder_revision", "encoder_hash", "layer", "pool")
 FROZEN_LLM = ("llm", "llm_revision", "tokenizer_hash", "pad_id", "embedding_hash")
 
 
@@ -36,7 +36,7 @@ def optimizer(cfg: EngineConfig) -> dict[str, Any]:
     return {f"engine.{name}": getattr(cfg, name) for name in ("beta1", "beta2", "eps", "weight_decay", "clip")}
 
 
-def frozen(dataset: Mapping[str, Any], targets: TargetSet) -> dict[str, Any]:
+def frozen(dataset: Mapping[str, Any], targets: TargetTable) -> dict[str, Any]:
     """The frozen models and data that a shard set and its target set come from."""
     of_encoder = {name: dataset[name] for name in FROZEN_ENCODER}
     of_llm = {name: targets.contract[name] for name in FROZEN_LLM}

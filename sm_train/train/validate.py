@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from sm_train.data.batches import Items, SpeechItems
+from sm_train.data.batches import Items
+from sm_train.data.cuts import cut
 from sm_train.data.instructions import InstructionItems
-from sm_train.data.plan import cut
+from sm_train.data.mixing import Utterances
 from sm_train.data.text import normalise
 from sm_train.models.mapper import SpeechMapper, positions_of
 from sm_train.scoring import decode
@@ -44,7 +45,7 @@ class NearestTokenWer:
     The vocabulary is the target set's table: the tokens that the corpus uses.
     """
 
-    def __init__(self, items: SpeechItems, trim: str, budget: int) -> None:
+    def __init__(self, items: Utterances, trim: str, budget: int) -> None:
         self.items, self.trim, self.normaliser = items, trim, items.targets.contract["normaliser"]
         self.batches = _Batches(items, budget)
         self.texts = items.utterances.column("text").to_pylist()

@@ -258,7 +258,7 @@ def test_a_run_goes_on_with_another_number_of_ranks_and_another_engine(
 def items_of(path: Path, rank: int, world_size: int) -> list[list[tuple[int, list[int]]]]:
     """(lane, ordinals) of the four steps after the sixth, by the plan."""
     cfg = training.load(path)
-    items = pretrain.SpeechItems(Path(cfg.shards), pretrain.TargetSet(Path(cfg.shards), cfg.target), cfg.splits)
+    items = pretrain.Sources(cfg.shards, cfg.target).training(cfg.splits, cfg.seed)
     planner = plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes)
     loader = pretrain.Loader(items, lambda columns: columns, planner, rank, world_size)
     steps = list(zip(range(10), loader.steps(Position(0, 0)), strict=False))[6:]

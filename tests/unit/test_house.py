@@ -29,7 +29,13 @@ PLACES = {
     "pyarrow": ["sm_train/data/", "tools/miniature/"],
     "streaming": ["sm_train/data/mds.py"],
     # Beside models/, the switch that partitions weights over the ranks as they are loaded.
-    "transformers": ["sm_train/models/", "sm_train/train/engines/deepspeed.py", "tools/miniature/"],
+    "transformers": [
+        "sm_train/models/",
+        "sm_train/train/engines/deepspeed.py",
+        "tools/miniature/",
+        "tools/bench/padding.py",
+    ],  # a sampler to compare with
+    "lhotse": ["tools/bench/"],
     "deepspeed": ["sm_train/train/engines/deepspeed.py", "sm_train/train/engines/zero_state.py"],
     "ray": ["cluster/", "tools/bench/"],
     "soundfile": ["sm_train/data/audio.py", "tools/miniature/"],

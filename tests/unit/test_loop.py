@@ -67,7 +67,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
 def place_of_bad(path: Path) -> tuple[Position, int, list[str], int]:
     """Position and lane of the bad utterance, the ids of that lane, and the global step (from 1)."""
     cfg = training.load(path)
-    items = pretrain.SpeechItems(Path(cfg.shards), pretrain.TargetSet(Path(cfg.shards), cfg.target), cfg.splits)
+    items = pretrain.Sources(cfg.shards, cfg.target).training(cfg.splits, cfg.seed)
     loader = Loader(
         items, lambda columns: columns, plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes), 0, 1
     )

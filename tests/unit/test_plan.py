@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from sm_train.data import plan
 from sm_train.errors import UserError
+from tests.unit.test_cuts import greedy
 
 BUDGET, LANES = 600, 4
 
@@ -85,26 +87,6 @@ def test_lanes_take_turns_with_the_longest_of_a_step(lengths: np.ndarray) -> Non
     shares = np.bincount(longest.argmax(axis=1), minlength=LANES) / len(longest)
     assert len(longest) > 50
     assert shares.min() > 0.1
-
-
-@pytest.mark.parametrize("seed", range(30))
-def test_the_cut_is_the_greedy_one(seed: int) -> None:
-    """Every run is as long as the budget lets it be, checked item by item."""
-    rng = np.random.default_rng(seed)
-    lengths, budget = rng.integers(1, 30, size=rng.integers(1, 60)), int(rng.integers(30, 120))
-    bounds = plan.cut(lengths, budget)
-    assert bounds[0] == 0
-    assert bounds[-1] == len(lengths)
-    for begin, end in itertools.pairwise(bounds):
-        assert end > begin
-        assert lengths[begin:end].max() * (end - begin) <= budget
-        if end < len(lengths):
-            assert lengths[begin : end + 1].max() * (end + 1 - begin) > budget
-
-
-def test_the_cut_leaves_an_item_above_the_budget_alone() -> None:
-    assert plan.cut(np.array([50, 50, 3]), 10) == [0, 1, 2, 3]
-    assert plan.cut(np.array([3, 3, 50, 3]), 10) == [0, 2, 3, 4]
 
 
 def test_at_most_lanes_minus_one_of_the_largest_are_halved() -> None:
@@ -213,3 +195,74 @@ def test_one_group_is_gone_through_once_an_epoch() -> None:
 def test_the_unit_of_a_budget_is_named() -> None:
     with pytest.raises(UserError, match=r"has 101 padded tokens.*raise batch\.tokens"):
         plan.check(np.array([9, 101]), 100, 2, ["utt-a", "utt-b"], unit="tokens")
+
+
+# ---- the plan item by item, as it once was made: recorded figures of training depend on these very plans
+
+
+def halved(bounds: list[int], lengths: np.ndarray, lanes: int) -> np.ndarray | None:
+    runs = [(-int(lengths[a:b].max()) * (b - a), a, b) for a, b in itertools.pairwise(bounds)]
+    heapq.heapify(runs)
+    settled = []
+    while (len(runs) + len(settled)) % lanes:
+        if not runs:
+            return None
+        cost, begin, end = heapq.heappop(runs)
+        if end - begin == 1:
+            settled.append((cost, begin, end))
+            continue
+        middle = (begin + end) // 2
+        for a, b in ((begin, middle), (middle, end)):
+            heapq.heappush(runs, (-int(lengths[a:b].max()) * (b - a), a, b))
+    return np.array([*sorted(begin for _, begin, _ in runs + settled), len(lengths)])
+
+
+def item_by_item(
+    lengths: np.ndarray, seed: int, epoch: int, budget: int, lanes: int, window: int
+) -> tuple[np.ndarray, np.ndarray] | None:
+    """Items and bounds; None where the lanes cannot be filled."""
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    order = rng.permutation(len(lengths))
+    order = order[np.lexsort((lengths[order], np.arange(len(order)) // window))]
+    pieces = halved(greedy(lengths[order], budget), lengths[order], lanes)
+    if pieces is None:
+        return None
+    longest = np.maximum.reduceat(lengths[order], pieces[:-1])
+    ranked = np.argsort(longest, kind="stable").reshape(-1, lanes)
+    chosen = rng.permuted(ranked, axis=1)[rng.permutation(len(ranked))].ravel()
+    runs = [order[pieces[m] : pieces[m + 1]] for m in chosen]
+    return np.concatenate(runs), np.cumsum([0, *map(len, runs)])
+
+
+@pytest.mark.parametrize("window", [1, 16, 100, plan.WINDOW_ITEMS])
+@pytest.mark.parametrize("longest", [2, 30, 300, 70_000])
+def test_plans_of_up_to_16384_items_are_those_made_item_by_item(window: int, longest: int) -> None:
+    refused = 0
+    for case in range(12):
+        rng = np.random.default_rng([window, longest, case])
+        lengths = rng.integers(1, longest, size=[16384, 7000, *[int(rng.integers(1, 200))] * 10][case])
+        lanes, budget = int(rng.choice([1, 2, 3, 8, 24])), int(rng.integers(longest, 40 * longest))
+        expected = item_by_item(lengths, 3, case, budget, lanes, window)
+        if expected is None:
+            refused += 1
+            with pytest.raises(UserError, match="raise the budget"):
+                plan.plan_epoch(lengths, 3, case, budget, lanes, window)
+            continue
+        made = plan.plan_epoch(lengths, 3, case, budget, lanes, window)
+        assert np.array_equal(made.items, expected[0])
+        assert np.array_equal(made.bounds, expected[1])
+    assert refused < 8
+
+
+@pytest.mark.parametrize(("window", "block"), [(16, 16384), (1000, 17000), (20_000, 20_000)])
+def test_a_larger_set_is_cut_greedily_in_blocks_of_whole_windows(window: int, block: int) -> None:
+    """One lane halves nothing: the micro-batches are the greedy runs of each block, each block on its own."""
+    lengths = np.random.default_rng(window).integers(4, 200, size=45_000)
+    order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(len(lengths))
+    order = order[np.lexsort((lengths[order], np.arange(len(order)) // window))]
+    expected = set()
+    for begin in range(0, len(order), block):
+        items = order[begin : begin + block]
+        expected |= {tuple(items[a:b]) for a, b in itertools.pairwise(greedy(lengths[items], BUDGET))}
+    made = plan.plan_epoch(lengths, 0, 0, BUDGET, 1, window)
+    assert {tuple(items) for items in micro_batches(made)} == expected
