@@ -8,6 +8,7 @@ The same command continues an interrupted run exactly, on any number of ranks th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -72,7 +73,18 @@ class PretrainConfig:
             raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
 
 
-def run(cfg: PretrainConfig) -> Engine | None:
+MakeObjective = Callable[[SpeechMapper, TargetSet, PretrainConfig], Any]
+"""Gives the loss: a torch module that is a :class:`~sm_train.train.objectives.Objective`."""
+
+
+def padded(mapper: SpeechMapper, targets: TargetSet, cfg: PretrainConfig) -> PaddedObjective:
+    """The paper's loss."""
+    mean_square, chosen = targets.contract["mean_square"], cfg.objective
+    regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, chosen.mse, chosen.cosine)
+    return PaddedObjective(mapper, regression, chosen)
+
+
+def run(cfg: PretrainConfig, make_objective: MakeObjective = padded) -> Engine | None:
     """Train to the last step; a finished run returns at once."""
     import torch
 
@@ -83,12 +95,10 @@ def run(cfg: PretrainConfig) -> Engine | None:
     torch.manual_seed(cfg.seed)
     output_rms = targets.rms if cfg.objective.mse == "relative" else 1.0
     mapper = SpeechMapper(cfg.mapper, items.feature_width, targets.rows_RD.shape[1], output_rms)
-    mean_square, padded = targets.contract["mean_square"], cfg.objective
-    regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, padded.mse, padded.cosine)
-    objective = PaddedObjective(mapper, regression, padded)
+    objective = make_objective(mapper, targets, cfg)
     planner = plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes, cfg.batch.window)
     loader = Loader(items, objective.counts, planner, *place())
-    contract = _contract(cfg, planner, items)
+    contract = {**_contract(cfg, planner, items), **({} if make_objective is padded else start.own_loss(objective))}
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
     hours = float(items.duration_s.sum()) / 3600
@@ -128,8 +138,8 @@ def _validation(cfg: PretrainConfig, engine: Engine, targets: TargetSet, mapper:
     return partial(wer, engine, mapper)
 
 
-def main(argv: list[str]) -> None:
-    engine = run(config.load(PretrainConfig, argv, "sm_train.pretrain"))
+def main(argv: list[str], make_objective: MakeObjective = padded) -> None:
+    engine = run(config.load(PretrainConfig, argv, "sm_train.pretrain"), make_objective)
     if engine is not None:
         engine.close()
         exit_hard()
