@@ -8,6 +8,7 @@ The same command continues an interrupted run exactly, on any number of ranks th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from sm_train import config
 from sm_train.data.loader import Loader, plan_items
 from sm_train.data.mixing import MixedItems, Sources, Utterances, check_weights
 from sm_train.data.plan import WINDOW_ITEMS, Planner
+from sm_train.data.target_set import TargetTable
 from sm_train.errors import exit_hard, run_command
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.runlog import say
@@ -81,7 +83,18 @@ class PretrainConfig:
             raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
 
 
-def run(cfg: PretrainConfig) -> Engine | None:
+MakeObjective = Callable[[SpeechMapper, TargetTable, PretrainConfig], Any]
+"""Gives the loss: a torch module that is a :class:`~sm_train.train.objectives.Objective`."""
+
+
+def padded(mapper: SpeechMapper, targets: TargetTable, cfg: PretrainConfig) -> PaddedObjective:
+    """The paper's loss."""
+    mean_square, chosen = targets.contract["mean_square"], cfg.objective
+    regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, chosen.mse, chosen.cosine)
+    return PaddedObjective(mapper, regression, chosen)
+
+
+def run(cfg: PretrainConfig, make_objective: MakeObjective = padded) -> Engine | None:
     """Train to the last step; a finished run returns at once."""
     import torch
 
@@ -94,12 +107,10 @@ def run(cfg: PretrainConfig) -> Engine | None:
     torch.manual_seed(cfg.seed)
     output_rms = targets.rms if cfg.objective.mse == "relative" else 1.0
     mapper = SpeechMapper(cfg.mapper, items.feature_width, targets.rows_RD.shape[1], output_rms)
-    mean_square, padded = targets.contract["mean_square"], cfg.objective
-    regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, padded.mse, padded.cosine)
-    objective = PaddedObjective(mapper, regression, padded)
+    objective = make_objective(mapper, targets, cfg)
     planner = plan_items(items, cfg.seed, batch.frames, batch.lanes, batch.window)
     loader = Loader(items, objective.counts, planner, *place())
-    contract = _contract(cfg, planner, items)
+    contract = {**_contract(cfg, planner, items), **({} if make_objective is padded else start.own_loss(objective))}
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
     hours = float(items.duration_s.sum()) / 3600
@@ -137,8 +148,8 @@ def _validation(cfg: PretrainConfig, engine: Engine, sources: Sources, mapper: S
     return partial(wer, engine, mapper)
 
 
-def main(argv: list[str]) -> None:
-    engine = run(config.load(PretrainConfig, argv, "sm_train.pretrain"))
+def main(argv: list[str], make_objective: MakeObjective = padded) -> None:
+    engine = run(config.load(PretrainConfig, argv, "sm_train.pretrain"), make_objective)
     if engine is not None:
         engine.close()
         exit_hard()

@@ -36,6 +36,13 @@ def optimizer(cfg: EngineConfig) -> dict[str, Any]:
     return {f"engine.{name}": getattr(cfg, name) for name in ("beta1", "beta2", "eps", "weight_decay", "clip")}
 
 
+def own_loss(objective: Any) -> dict[str, Any]:
+    """What names a loss that is not the stage's own: its class, its weights, and ``settings`` if it has them."""
+    kind = type(objective)
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    return {"objective": name, "weights": objective.weights, "settings": getattr(objective, "settings", {})}
+
+
 def frozen(dataset: Mapping[str, Any], targets: TargetTable) -> dict[str, Any]:
     """The frozen models and data that a shard set and its target set come from."""
     of_encoder = {name: dataset[name] for name in FROZEN_ENCODER}
