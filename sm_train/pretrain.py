@@ -15,7 +15,8 @@ from typing import Any
 
 from sm_train import config
 from sm_train.data.batches import SpeechItems
-from sm_train.data.loader import Loader, plan_items
+from sm_train.data.loader import Loader, LoaderConfig, plan_items
+from sm_train.data.mirror import locate
 from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import run_command
@@ -64,6 +65,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = config.key(ScheduleConfig(), "the learning rate")
     engine: EngineConfig = config.key(EngineConfig(), "precision, optimizer, distribution")
     loop: LoopConfig = config.key(LoopConfig(), "steps, checkpoints, validation")
+    loader: LoaderConfig = config.key(LoaderConfig(), "reading ahead, remote shard sets")
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -78,8 +80,9 @@ def run(cfg: PretrainConfig) -> Engine | None:
 
     folder = Path(cfg.run)
     resumed = start.read(folder, start.PRETRAIN)
-    targets = TargetSet(Path(cfg.shards), cfg.target)
-    items = SpeechItems(Path(cfg.shards), targets, cfg.splits)
+    root, mirror = locate(cfg.shards, cfg.target, cfg.loader.cache, cfg.loader.cache_limit_gb)
+    targets = TargetSet(root, cfg.target)
+    items = SpeechItems(root, targets, cfg.splits, mirror)
     torch.manual_seed(cfg.seed)
     output_rms = targets.rms if cfg.objective.mse == "relative" else 1.0
     mapper = SpeechMapper(cfg.mapper, items.feature_width, targets.rows_RD.shape[1], output_rms)
@@ -87,7 +90,7 @@ def run(cfg: PretrainConfig) -> Engine | None:
     regression = PaddedRegression(targets.rows_RD, targets.pad_row, mean_square, padded.mse, padded.cosine)
     objective = PaddedObjective(mapper, regression, padded)
     planner = plan_items(items, cfg.seed, cfg.batch.frames, cfg.batch.lanes, cfg.batch.window)
-    loader = Loader(items, objective.counts, planner, *place())
+    loader = Loader(items, objective.counts, planner, *place(), cfg.loader.read_ahead)
     contract = _contract(cfg, planner, items)
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
@@ -97,7 +100,7 @@ def run(cfg: PretrainConfig) -> Engine | None:
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     state = start.begin(cfg, engine, contract, mapper, resumed, holds)
     log = RunLog(folder, state.attempt, state.global_step) if engine.rank == 0 else None
-    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, targets, mapper))
+    train(cfg.loop, cfg.schedule, engine, objective, loader, state, log, _validation(cfg, engine, items, mapper))
     if log:
         log.close()
     return engine
@@ -117,12 +120,12 @@ def _contract(cfg: PretrainConfig, planner: Planner, items: SpeechItems) -> dict
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **plan}
 
 
-def _validation(cfg: PretrainConfig, engine: Engine, targets: TargetSet, mapper: SpeechMapper) -> Any:
+def _validation(cfg: PretrainConfig, engine: Engine, trained: SpeechItems, mapper: SpeechMapper) -> Any:
     if not cfg.valid_splits or not cfg.loop.validate_every:
         return None
     from sm_train.train.validate import NearestTokenWer
 
-    items = SpeechItems(Path(cfg.shards), targets, cfg.valid_splits)
+    items = trained.of_splits(cfg.valid_splits)
     wer = NearestTokenWer(items, cfg.trim, cfg.batch.frames)
     say(f"validation: nearest of {wer.vocabulary} tokens, {len(items)} utterances of {', '.join(cfg.valid_splits)}")
     return partial(wer, engine, mapper)
