@@ -42,7 +42,8 @@ class Remote:
             found = fs.FileSystem.from_uri(uri) if "://" in uri else (fs.LocalFileSystem(), uri)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise UserError(f"{uri} cannot be opened: {_line(error)}") from None
-        self._files, self._prefix = found
+        self._files: fs.FileSystem = found[0]
+        self._prefix: str = found[1]
 
     def read(self, name: str) -> bytes:
         """A small file's bytes."""

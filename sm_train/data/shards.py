@@ -25,6 +25,7 @@ from sm_train.records import Quarantined
 DONE = "_DONE.json"
 DATASET = "dataset.json"
 CONTRACT = "contract.json"
+QUARANTINE = "quarantine.parquet"
 
 
 def open_set(root: Path, contract: Mapping[str, Any]) -> None:
@@ -145,10 +146,11 @@ def commit(root: Path, parts: Sequence[str], contract: Mapping[str, Any], table_
         first = f"; the first: {quarantined[0]['id']!r}, {quarantined[0]['detail']}" if quarantined else ""
         raise UserError(f"{root}: all {len(quarantined)} utterances are quarantined{first}")
     write_table(root / table_name, pa.concat_tables(tables).combine_chunks())
-    write_table(root / "quarantine.parquet", pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA))
+    write_table(root / QUARANTINE, pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA))
     files.write_text(root / "index.json", json.dumps({"shards": shard_entries, "version": 2}, sort_keys=True))
     counts = {"num_committed": num_rows, "num_quarantined": len(quarantined), "num_parts": len(parts)}
-    hashes = {"part_hashes": config.fingerprint(part_hashes), "table_hash": mds.file_digest(root / table_name)}
+    table_hashes = {name: mds.file_digest(root / name) for name in (table_name, QUARANTINE)}
+    hashes = {"part_hashes": config.fingerprint(part_hashes), "table_hashes": table_hashes}
     files.write_json(root / DATASET, {**contract, **facts, **counts, **hashes})
 
 
@@ -163,7 +165,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(root: Path, table_name: str) -> pa.Table:
-    """The table of a complete set, verified.
+    """A table of a complete set, verified.
 
     Raises:
         UserError: the set is absent or not complete, or its table is not the one that was committed with it.
@@ -171,10 +173,10 @@ def read_table(root: Path, table_name: str) -> pa.Table:
     if not is_complete(root):
         state = "is not complete; run its precompute command again" if root.exists() else "does not exist"
         raise UserError(f"shard set {root} {state}")
-    path, dataset = root / table_name, files.read_json(root / DATASET)
+    path, hashes = root / table_name, files.read_json(root / DATASET).get("table_hashes")
     again = f"remove {root / DATASET} and run the command that made the set again (its parts stay)"
-    if "table_hash" not in dataset:
-        raise UserError(f"{root / DATASET} has no table_hash: an older version wrote it; {again}")
-    if not path.exists() or mds.file_digest(path) != dataset["table_hash"]:
+    if hashes is None:
+        raise UserError(f"{root / DATASET} has no table_hashes: an older version wrote it; {again}")
+    if not path.exists() or mds.file_digest(path) != hashes[table_name]:
         raise UserError(f"{path} is missing or not the table that was committed; restore it, or {again}")
     return pq.read_table(path)
