@@ -16,7 +16,7 @@ import pytest
 from sm_train.data import mds, shards
 from sm_train.data import mirror as mirror_module
 from sm_train.data.batches import SpeechItems
-from sm_train.data.mirror import Mirror, locate
+from sm_train.data.mirror import locate
 from sm_train.data.samples import FEATS, Samples
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
@@ -302,8 +302,6 @@ def test_a_set_on_s3_gives_the_samples_of_the_local_one(tmp_path: Path, monkeypa
         assert len(training.metrics(tmp_path / "run")) == 5
         with pytest.raises(UserError, match=r"s3://bucket/sets/two/dataset\.json does not exist"):
             locate("s3://bucket/sets/two", training.TARGET, str(tmp_path / "cache"), 1.0)
-    with pytest.raises(UserError, match="cannot be fetched, 4 attempts failed"):
-        Mirror("s3://bucket/sets/one", tmp_path / "cache", 10**9).refresh(training.TARGET)
 
 
 def test_the_record_knows_where_a_mirror_comes_from(remote: Path, tmp_path: Path) -> None:
