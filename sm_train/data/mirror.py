@@ -124,8 +124,10 @@ class Mirror:
         try:
             self._remote.download(name, aside, size)
             os.replace(aside, path)
+        except BaseException:
+            aside.unlink(missing_ok=True)  # ours as long as the lock is held
+            raise
         finally:
-            aside.unlink(missing_ok=True)
             os.close(handle)
 
     def _reserve(self, name: str, aside: Path, size: int, release: Callable[[], None]) -> int | None:
