@@ -16,10 +16,9 @@ from numpy.typing import NDArray
 
 from sm_train.data import audio, shards
 from sm_train.data.lengths import shortest_samples
+from sm_train.data.samples import FEATS
 from sm_train.models.speech import EncoderConfig, SpeechEncoder
 from sm_train.records import Quarantined, Receipt, Unit, Utterance
-
-COLUMNS = {"id": "str", "feats": "ndarray:float16"}
 
 
 class UnitEncoder:
@@ -45,7 +44,7 @@ class UnitEncoder:
         if not shards.is_committed(self.root, unit.part):
             samples, rows, quarantined = self._encode(unit)
             facts = {"encoder_hash": self.encoder.weights_hash, "width": self.encoder.width}
-            shards.write_part(self.root, unit.part, COLUMNS, samples, rows, quarantined, facts)
+            shards.write_part(self.root, unit.part, FEATS, samples, rows, quarantined, facts)
         done = shards.read_part(self.root, unit.part)
         audio_s = sum(u.duration_s for u in unit.utterances)
         encode_s = time.perf_counter() - start

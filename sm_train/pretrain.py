@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_train import config
-from sm_train.data.loader import Loader, plan_items
+from sm_train.data.loader import Loader, LoaderConfig, plan_items
 from sm_train.data.mixing import MixedItems, Sources, Utterances, check_weights
 from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetTable
@@ -72,6 +72,7 @@ class PretrainConfig:
     schedule: ScheduleConfig = config.key(ScheduleConfig(), "the learning rate")
     engine: EngineConfig = config.key(EngineConfig(), "precision, optimizer, distribution")
     loop: LoopConfig = config.key(LoopConfig(), "steps, checkpoints, validation")
+    loader: LoaderConfig = config.key(LoaderConfig(), "reading ahead, remote shard sets")
 
     def __post_init__(self) -> None:
         check_weights(self.shards)
@@ -100,7 +101,7 @@ def run(cfg: PretrainConfig, make_objective: MakeObjective = padded) -> Engine |
 
     folder = Path(cfg.run)
     resumed = start.read(folder, start.PRETRAIN)
-    sources = Sources(cfg.shards, cfg.target)
+    sources = Sources(cfg.shards, cfg.target, cfg.loader.cache, cfg.loader.cache_limit_gb)
     targets, items, batch = sources.targets, sources.training(cfg.splits, cfg.seed), cfg.batch
     if isinstance(items, MixedItems):
         items.set_epoch_steps(batch.epoch_steps, batch.frames, batch.lanes, batch.window)
@@ -109,7 +110,7 @@ def run(cfg: PretrainConfig, make_objective: MakeObjective = padded) -> Engine |
     mapper = SpeechMapper(cfg.mapper, items.feature_width, targets.rows_RD.shape[1], output_rms)
     objective = make_objective(mapper, targets, cfg)
     planner = plan_items(items, cfg.seed, batch.frames, batch.lanes, batch.window)
-    loader = Loader(items, objective.counts, planner, *place())
+    loader = Loader(items, objective.counts, planner, *place(), cfg.loader.read_ahead)
     contract = {**_contract(cfg, planner, items), **({} if make_objective is padded else start.own_loss(objective))}
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
@@ -132,6 +133,7 @@ def _contract(cfg: PretrainConfig, planner: Planner, items: Utterances) -> dict[
         "seed": cfg.seed,
         "splits": cfg.splits,
         "valid_splits": cfg.valid_splits,
+        "lane_windows": planner.has_lane_windows,
         "utterance_plan": planner.fingerprint,
     }
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **plan}

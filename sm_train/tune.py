@@ -19,8 +19,9 @@ from sm_train import config
 from sm_train.chat import Chat
 from sm_train.data.batches import SpeechItems
 from sm_train.data.instructions import InstructionItems, Mixture
-from sm_train.data.loader import Loader, plan_items
+from sm_train.data.loader import Loader, LoaderConfig, plan_items
 from sm_train.data.mds import file_digest
+from sm_train.data.mirror import locate
 from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import normalise
@@ -100,6 +101,7 @@ class TuneConfig:
     schedule: ScheduleConfig = config.key(ScheduleConfig(shape="constant"), "the learning rate")
     engine: EngineConfig = config.key(EngineConfig(), "precision, optimizer, distribution")
     loop: LoopConfig = config.key(LoopConfig(steps=1000), "steps, checkpoints, validation")
+    loader: LoaderConfig = config.key(LoaderConfig(), "reading ahead, remote shard sets")
 
     def __post_init__(self) -> None:
         if self.seed < 0:
@@ -130,12 +132,13 @@ def run(cfg: TuneConfig) -> Engine | None:
     """Train to the last step; a finished run returns at once."""
     folder = Path(cfg.run)
     resumed = start.read(folder, start.TUNE)
-    targets = TargetSet(Path(cfg.shards), cfg.target)
+    root, mirror = locate(cfg.shards, cfg.target, cfg.loader.cache, cfg.loader.cache_limit_gb)
+    targets = TargetSet(root, cfg.target)
     llm = TargetsLlm(targets, cfg.llm, cfg.llm_revision)
     if cfg.checkpoint_activations:
         llm.require_no_dropout()
     chat = llm.chat()
-    items = _items(cfg, targets, chat, cfg.splits)
+    items = _items(cfg, SpeechItems(root, targets, cfg.splits, mirror), chat)
     llm.require_ids(items.largest_id)
     llm.require_room(items.longest_row)
     mapper, began_with = _mapper(cfg, items.speech, resumed)
@@ -145,11 +148,11 @@ def run(cfg: TuneConfig) -> Engine | None:
     objective = InstructObjective(mapper, regression, cfg.objective)
     batch = cfg.batch
     planner = plan_items(items, cfg.seed, batch.budget, batch.lanes, batch.window)
-    loader = Loader(items, objective.counts, planner, *place())
+    loader = Loader(items, objective.counts, planner, *place(), cfg.loader.read_ahead)
     contract = _contract(cfg, planner, items, chat) | llm.facts() | began_with
     if start.is_complete(folder, resumed, contract, cfg.loop.steps):
         return None
-    validation = _validation(cfg, targets, chat)
+    validation = _validation(cfg, items.speech, chat)
     mixture = ", ".join(f"{name} {share:g}" for name, share in cfg.shares.items())
     size = f"{mapper.num_parameters:,} parameters, {len(items)} instructions ({mixture})"
     engine = start.make_agreed_engine(cfg.placed, batch.lanes, folder, resumed, contract)
@@ -165,16 +168,15 @@ def run(cfg: TuneConfig) -> Engine | None:
         return start.follow_through(cfg, engine, objective, loader, state, validate)
 
 
-def _items(cfg: TuneConfig, targets: TargetSet, chat: Chat, splits: list[str]) -> InstructionItems:
-    """The instructions of some splits; their prompts are proven to leave a transcript's tokens as they are alone."""
+def _items(cfg: TuneConfig, speech: SpeechItems, chat: Chat) -> InstructionItems:
+    """Instructions about some utterances; their prompts are proven to leave a transcript's tokens as they are alone."""
     prompts = read_prompts(Path(cfg.prompts))
     mixture = Mixture(cfg.shares, prompts, "train", cfg.batch.unit, cfg.max_answer_tokens, cfg.seed)
-    speech = SpeechItems(Path(cfg.shards), targets, splits)
     items = InstructionItems(speech, chat, mixture)
     first_of_kind = {task.task: i for i, task in reversed(list(enumerate(items.tasks)))}
     some = speech.ordinals[:: -(-len(speech) // _PROVEN)]
     texts = speech.utterances.column("text").take(some).to_pylist()
-    transcripts = [normalise(text, targets.contract["normaliser"]) for text in texts]
+    transcripts = [normalise(text, speech.targets.contract["normaliser"]) for text in texts]
     chat.prove([message for i in first_of_kind.values() for message in items.messages(i)], transcripts)
     return items
 
@@ -212,6 +214,7 @@ def _contract(cfg: TuneConfig, planner: Planner, items: InstructionItems, chat: 
         "seed": cfg.seed,
         "splits": cfg.splits,
         "valid_splits": cfg.valid_splits,
+        "lane_windows": planner.has_lane_windows,
         "utterance_plan": planner.fingerprint,
     }
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **prompts, **rendered, **plan}
@@ -220,10 +223,10 @@ def _contract(cfg: TuneConfig, planner: Planner, items: InstructionItems, chat: 
 Validation = tuple[InstructionLosses, NearestTokenWer]
 
 
-def _validation(cfg: TuneConfig, targets: TargetSet, chat: Chat) -> Validation | None:
+def _validation(cfg: TuneConfig, trained: SpeechItems, chat: Chat) -> Validation | None:
     if not cfg.valid_splits or not cfg.loop.validate_every:
         return None
-    items = _items(cfg, targets, chat, cfg.valid_splits)
+    items = _items(cfg, trained.of_splits(cfg.valid_splits), chat)
     say(f"validation: {len(items)} instructions, {len(items.speech)} utterances of {', '.join(cfg.valid_splits)}")
     frames = max(int(items.speech.lengths.max()), _FRAMES)
     return InstructionLosses(items, cfg.batch.budget), NearestTokenWer(items.speech, "change_point", frames)

@@ -5,6 +5,7 @@ Shape letters: B items, T frames, L tokens, E encoder width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,8 @@ from numpy.typing import NDArray
 
 from sm_train import files
 from sm_train.data import shards
+from sm_train.data.mirror import Mirror
+from sm_train.data.samples import FEATS, Samples
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.records import Batch, MicroBatch
@@ -34,11 +37,31 @@ class Items(Protocol):
     ids: list[str]
     duration_s: NDArray[np.float64]
 
+    @property
+    def shard_of(self) -> NDArray[np.int64] | None:
+        """For shards that are far away, the number of the one that each item lies in [N]; None where all are near."""
+
     def of_epoch(self, epoch: int) -> NDArray[np.int64] | None:
         """The items that an epoch goes through, equally many in every epoch; None for all, each once."""
 
-    def collate(self, items: NDArray[np.int64], epoch: int) -> MicroBatch:
-        """Read, verify and pad some items."""
+    def collate(self, items: NDArray[np.int64], epoch: int, buffer: Buffer | None = None) -> MicroBatch:
+        """Read, verify and pad some items; features lie in ``buffer`` until it is used again."""
+
+
+class Buffer:
+    """Memory for the features of one micro-batch after another: what is freed and allocated anew costs a page fault a
+    page, more than reading does. Pinned where there is a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._flat = torch.empty(0, dtype=torch.float16)
+
+    def take(self, shape: tuple[int, int, int]) -> torch.Tensor:
+        """A float16 tensor of this shape with anything in it; the one before is void."""
+        size = math.prod(shape)
+        if size > len(self._flat):
+            self._flat = torch.empty(size, dtype=torch.float16, pin_memory=torch.cuda.is_available())
+        return self._flat[:size].view(shape)
 
 
 class SpeechItems:
@@ -46,15 +69,20 @@ class SpeechItems:
 
     Raises:
         UserError: the set or its targets are not complete, or no utterance is in these splits.
+
+    Args:
+        mirror: fetches feature shards that are not in ``shard_set`` yet; None for a local set.
     """
 
     unit = "frames"
 
-    def __init__(self, shard_set: Path, targets: TargetSet, splits: Sequence[str]) -> None:
+    def __init__(
+        self, shard_set: Path, targets: TargetSet, splits: Sequence[str], mirror: Mirror | None = None
+    ) -> None:
         self.splits = list(splits)
         self.dataset = files.read_json(shard_set / shards.DATASET)
         self.utterances = shards.read_table(shard_set, "utterances.parquet")
-        self.feats = shards.Samples(shard_set, self.utterances)
+        self.feats = Samples(shard_set, self.utterances, FEATS, mirror)
         self.targets = targets
         of_row = targets.table.column("utterance").to_numpy()
         split_of = np.array(self.utterances.column("split").to_pylist())[of_row]
@@ -75,21 +103,37 @@ class SpeechItems:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def of_splits(self, splits: Sequence[str]) -> SpeechItems:
+        """Utterances of other splits of the same set."""
+        return SpeechItems(self.feats.root, self.targets, splits, self.feats.mirror)
+
     def of_epoch(self, epoch: int) -> None:
         """Every epoch goes through all."""
 
-    def collate(self, items: NDArray[np.int64], epoch: int = 0) -> Batch:
+    @property
+    def shard_of(self) -> NDArray[np.int64] | None:
+        """For a mirrored set, the number of the shard that each item lies in [N]; None for a local one."""
+        return self.feats.shard_numbers()[self.ordinals] if self.feats.mirror else None
+
+    def fill(self, padded_BTE: NDArray[np.float16], places: NDArray[np.int64], items: NDArray[np.int64]) -> None:
+        """Read and verify the features of some items into these places of a micro-batch, zeros behind them."""
+        for n in np.argsort(self.ordinals[items]):  # in the order of the files
+            frames = int(self.lengths[items[n]])
+            self.feats.read_into(int(self.ordinals[items[n]]), "feats", padded_BTE[places[n], :frames])
+            padded_BTE[places[n], frames:] = 0
+
+    def collate(self, items: NDArray[np.int64], epoch: int = 0, buffer: Buffer | None = None) -> Batch:
         """Read, verify and pad some items; the same in every epoch."""
-        feats = [self.feats[int(self.ordinals[i])]["feats"] for i in items]
         rows = [self.targets.rows_of(int(self.rows[i])) for i in items]
-        feats_BTE = np.zeros((len(feats), max(map(len, feats)), feats[0].shape[1]), np.float16)
+        frames = self.lengths[items].tolist()
+        feats_BTE = (buffer or Buffer()).take((len(frames), max(frames), self.feature_width))
+        self.fill(feats_BTE.numpy(), np.arange(len(items)), items)
         rows_BL = np.full((len(rows), max(map(len, rows))), self.targets.pad_row, np.int64)
-        for b, (feat_TE, row_L) in enumerate(zip(feats, rows, strict=True)):
-            feats_BTE[b, : len(feat_TE)] = feat_TE
+        for b, row_L in enumerate(rows):
             rows_BL[b, : len(row_L)] = row_L
         return Batch(
-            torch.from_numpy(feats_BTE),
-            torch.tensor([len(feat) for feat in feats]),
+            feats_BTE,
+            torch.tensor(frames),
             torch.from_numpy(rows_BL),
             torch.tensor([len(row) for row in rows]),
             self.ordinals[items],

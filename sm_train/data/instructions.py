@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from sm_train.chat import Chat
 from sm_train.data import plan, shards
-from sm_train.data.batches import Columns, SpeechItems
+from sm_train.data.batches import Buffer, Columns, SpeechItems
 from sm_train.data.lengths import num_positions
 from sm_train.data.mds import file_digest
 from sm_train.errors import UserError
@@ -102,6 +102,12 @@ class InstructionItems:
     def __len__(self) -> int:
         return len(self.tasks)
 
+    @property
+    def shard_of(self) -> NDArray[np.int64] | None:
+        """The shard that each item's utterance lies in [N]; None for a local set."""
+        of_speech = self.speech.shard_of
+        return None if of_speech is None else of_speech[self.speech_items]
+
     def of_epoch(self, epoch: int) -> NDArray[np.int64]:
         """The items of an epoch, in the shares of the mixture."""
         weights = self.mixture.weights
@@ -121,9 +127,9 @@ class InstructionItems:
         name = f"{epoch}/{task.utterance_id}/{task.target_lang}"
         return message_for(mixture.prompts.choose(task.task, mixture.group, mixture.seed, name), task)
 
-    def collate(self, items: NDArray[np.int64], epoch: int) -> PromptedBatch:
-        """Read, verify and pad some items."""
-        speech = self.speech.collate(self.speech_items[items])
+    def collate(self, items: NDArray[np.int64], epoch: int, buffer: Buffer | None = None) -> PromptedBatch:
+        """Read, verify and pad some items; features lie in ``buffer`` until it is used again."""
+        speech = self.speech.collate(self.speech_items[items], epoch, buffer)
         positions = num_positions(self.columns["num_frames"][items])
         halves = [self.chat.halves(self.message(int(i), epoch)) for i in items]
         answers = [self.answers[i] for i in items]

@@ -83,20 +83,28 @@ def _import_writer() -> Any:
 class Shard:
     """One open MDS file: random access by ``pread``, no decoding of anything that could run code.
 
+    Args:
+        columns: what the file must hold, by name; None for whatever it says.
+        handle: an open file descriptor of it, which this object then owns; None to open ``path``.
+
     Raises:
-        ValueError: the file is shorter than its own table says, or holds a column type other than str and ndarray.
+        ValueError: the file is shorter than its own table says, its columns are not the expected ones, or it holds a
+            column type other than str and ndarray.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str] | None = None, handle: int | None = None) -> None:
         self.path = path
-        self._handle = os.open(path, os.O_RDONLY)
+        self._handle = os.open(path, os.O_RDONLY) if handle is None else handle
         try:
-            self._read_table()
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._read_table(columns)
+        except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             self.close()
             raise ValueError(f"{path} is not a whole MDS shard: {error}") from None
+        except BaseException:
+            self.close()
+            raise
 
-    def _read_table(self) -> None:
+    def _read_table(self, expected: Mapping[str, str] | None) -> None:
         (self.num_samples,) = struct.unpack("<I", os.pread(self._handle, 4, 0))
         size, begin = os.fstat(self._handle).st_size, 4 * (self.num_samples + 2)
         if begin > size:
@@ -110,14 +118,49 @@ class Shard:
             kind, _, dtype = encoding.partition(":")
             if not (encoding == "str" or (kind == "ndarray" and dtype in _ARRAY_TYPES)):
                 raise ValueError(f"column {name!r} has the type {encoding!r}; only str and ndarray are read")
+        if expected is not None and self._columns != sorted(expected.items()):
+            raise ValueError(f"its columns are {dict(self._columns)}, expected were {dict(expected)}")
+
+    def _place(self, index: int) -> tuple[int, int]:
+        if not 0 <= index < self.num_samples:
+            raise ValueError(f"it has {self.num_samples} samples, and none at {index}")
+        return int(self.offsets[index]), int(self.offsets[index + 1])
 
     def read(self, index: int) -> bytes:
         """The raw bytes of one sample."""
-        begin, end = int(self.offsets[index]), int(self.offsets[index + 1])
+        begin, end = self._place(index)
         return os.pread(self._handle, end - begin, begin)
 
+    def read_into(self, index: int, column: str, out: NDArray[Any]) -> str:
+        """Read one sample with the array of a column put straight into ``out``, which is contiguous.
+
+        Returns:
+            The digest of all bytes of the sample; unless it is the expected one, ``out`` holds nothing of use.
+
+        Raises:
+            ValueError: the column's array has not the type and shape of ``out``, or the file is cut short.
+        """
+        begin, end = self._place(index)
+        sizes = struct.unpack(f"<{len(self._columns)}I", os.pread(self._handle, 4 * len(self._columns), begin))
+        number = [name for name, _ in self._columns].index(column)
+        wanted = _array_head(out)
+        head = bytearray(min(4 * len(sizes) + sum(sizes[:number]) + len(wanted), end - begin))
+        tail = bytearray(max(end - begin - len(head) - out.nbytes, 0))
+        done = os.preadv(self._handle, [head, out.data, tail], begin)
+        hasher = xxhash.xxh3_64(head)
+        hasher.update(out.data)
+        hasher.update(tail)
+        if (
+            self._columns[number][1] != f"ndarray:{out.dtype}"
+            or done != end - begin
+            or sizes[number] != len(wanted) + out.nbytes
+            or not head.endswith(wanted)
+        ):
+            raise ValueError(f"sample {index} does not hold {column!r} as {out.dtype} of shape {out.shape}")
+        return str(hasher.hexdigest())
+
     def decode(self, data: bytes) -> dict[str, Any]:
-        """Columns of a sample's bytes; arrays are read-only views."""
+        """Columns of a sample's bytes, which the caller has verified; arrays are read-only views."""
         sizes = struct.unpack_from(f"<{len(self._columns)}I", data)
         begin = 4 * len(self._columns)
         sample: dict[str, Any] = {}
@@ -145,3 +188,9 @@ def _array(value: memoryview, dtype: str) -> NDArray[Any]:
     end = 1 + num_dims * width
     shape = np.frombuffer(value[1:end], f"<u{width}").astype(np.int64)
     return np.frombuffer(value[end:], dtype).reshape(shape)
+
+
+def _array_head(array: NDArray[Any]) -> bytes:
+    """What stands before the numbers of an array in a sample: its rank and its shape, in the smallest type."""
+    code = next(code for code, width in _SHAPE_BYTES.items() if max(array.shape) < 1 << 8 * width)
+    return bytes([array.ndim << 2 | code]) + np.array(array.shape, f"<u{_SHAPE_BYTES[code]}").tobytes()

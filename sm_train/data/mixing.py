@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from sm_train import files
 from sm_train.data import plan, shards
-from sm_train.data.batches import Columns, SpeechItems
+from sm_train.data.batches import Buffer, Columns, SpeechItems
+from sm_train.data.mirror import Mirror, locate
 from sm_train.data.target_set import TargetSet, TargetTable, join
 from sm_train.errors import UserError
 from sm_train.records import Batch
@@ -70,7 +71,7 @@ class MixedItems:
         """What the features come from; ``part_hashes`` has each set's, and its weight."""
         self._first = np.cumsum([0, *map(len, sets)])
         self._first_ordinal = np.cumsum([0, *(len(one.utterances) for one in sets)])
-        self._rows_of = [torch.from_numpy(np.searchsorted(targets.token_ids, one.targets.token_ids)) for one in sets]
+        self._rows_of = [np.searchsorted(targets.token_ids, one.targets.token_ids) for one in sets]
         self._groups = [np.arange(a, b) for a, b in zip(self._first[:-1], self._first[1:], strict=True)]
         self._item_weights = [w / float(one.lengths.mean()) for w, one in zip(self.weights, sets, strict=True)]
         self._epoch_items = 0.0
@@ -94,26 +95,36 @@ class MixedItems:
         """The items of an epoch, the sets' frames in the shares of the weights."""
         return plan.mix(self._groups, self._item_weights, self.seed, epoch, self._epoch_items)
 
-    def collate(self, items: NDArray[np.int64], epoch: int = 0) -> Batch:
+    @property
+    def shard_of(self) -> NDArray[np.int64] | None:
+        """The shard that each item lies in [N], counted through the sets; None if every set is near."""
+        found = [one.shard_of for one in self.sets]
+        if all(one is None for one in found):
+            return None
+        parts, first = [], 0
+        for one, shard_of in zip(self.sets, found, strict=True):
+            part = np.zeros(len(one), np.int64) if shard_of is None else shard_of
+            parts.append(part + first)
+            first += int(part.max()) + 1
+        numbers: NDArray[np.int64] = np.concatenate(parts)
+        return numbers
+
+    def collate(self, items: NDArray[np.int64], epoch: int = 0, buffer: Buffer | None = None) -> Batch:
         """Read, verify and pad some items; ``ordinals`` count through the sets' tables, one behind the other."""
-        set_of = np.searchsorted(self._first, items, side="right") - 1
-        places = [np.flatnonzero(set_of == number) for number in range(len(self.sets))]
-        used = [number for number, place in enumerate(places) if len(place)]
-        batches = {n: self.sets[n].collate(items[places[n]] - self._first[n], epoch) for n in used}
-        longest = max(batch.feats_BTE.shape[1] for batch in batches.values())
-        most = max(batch.token_rows_BL.shape[1] for batch in batches.values())
-        any_BTE = batches[used[0]].feats_BTE
-        feats_BTE = any_BTE.new_zeros((len(items), longest, any_BTE.shape[2]))
-        rows_BL = torch.full((len(items), most), self.targets.pad_row)
-        num_frames_B, num_tokens_B = (torch.zeros(len(items), dtype=torch.int64) for _ in range(2))
+        frames, tokens = self.columns["num_frames"][items], self.columns["num_tokens"][items]
+        feats_BTE = (buffer or Buffer()).take((len(items), int(frames.max()), self.feature_width))
+        rows_BL = np.full((len(items), int(tokens.max())), self.targets.pad_row, np.int64)
         ordinals = np.zeros(len(items), np.int64)
-        for n, batch in batches.items():
-            place = torch.from_numpy(places[n])
-            feats_BTE[place, : batch.feats_BTE.shape[1]] = batch.feats_BTE
-            rows_BL[place, : batch.token_rows_BL.shape[1]] = self._rows_of[n][batch.token_rows_BL]
-            num_frames_B[place], num_tokens_B[place] = batch.num_frames_B, batch.num_tokens_B
-            ordinals[places[n]] = batch.ordinals + self._first_ordinal[n]
-        return Batch(feats_BTE, num_frames_B, rows_BL, num_tokens_B, ordinals)
+        set_of = np.searchsorted(self._first, items, side="right") - 1
+        for number in np.unique(set_of):
+            one, places = self.sets[number], np.flatnonzero(set_of == number)
+            own = items[places] - self._first[number]
+            one.fill(feats_BTE.numpy(), places, own)
+            for place, item in zip(places, own, strict=True):
+                rows_L = self._rows_of[number][one.targets.rows_of(int(one.rows[item]))]
+                rows_BL[place, : len(rows_L)] = rows_L
+            ordinals[places] = one.ordinals[own] + self._first_ordinal[number]
+        return Batch(feats_BTE, torch.from_numpy(frames), torch.from_numpy(rows_BL), torch.from_numpy(tokens), ordinals)
 
 
 Utterances = SpeechItems | MixedItems
@@ -122,18 +133,27 @@ Utterances = SpeechItems | MixedItems
 class Sources:
     """The shard sets that a run names, opened with their targets: one folder, or a mapping of folders to weights.
 
+    Args:
+        cache, limit_gb: the folder that sets which are far away are mirrored in, and what they may take there; None
+            where all are near.
+
     Raises:
         UserError: a set or its targets are not complete, or sets of other encoders or LLMs are to be mixed.
     """
 
-    def __init__(self, where: str | Mapping[str, float], target: str) -> None:
+    def __init__(
+        self, where: str | Mapping[str, float], target: str, cache: str | None = None, limit_gb: float = 100.0
+    ) -> None:
         self.is_mixed = not isinstance(where, str)
         weights = {where: 1.0} if isinstance(where, str) else dict(where)
-        opened = [(Path(folder), TargetSet(Path(folder), target), weight) for folder, weight in weights.items()]
+        opened: list[tuple[Path, Mirror | None, TargetSet, float]] = []
+        for place, weight in weights.items():
+            folder, mirror = locate(place, target, cache, limit_gb)
+            opened.append((folder, mirror, TargetSet(folder, target), weight))
         # Neither their order in a config nor their folders' names change anything.
-        opened.sort(key=lambda one: str(one[1].contract["utterances"]))
-        self.folders, self.sets = [folder for folder, _, _ in opened], [targets for _, targets, _ in opened]
-        self.weights = [weight for _, _, weight in opened]
+        opened.sort(key=lambda one: str(one[2].contract["utterances"]))
+        self.folders, self.mirrors = [one[0] for one in opened], [one[1] for one in opened]
+        self.sets, self.weights = [one[2] for one in opened], [one[3] for one in opened]
         self._require_one_encoder()
         self.targets: TargetTable = join(self.sets) if self.is_mixed else self.sets[0]
 
@@ -144,7 +164,7 @@ class Sources:
             UserError: a split is in no set, or a set has none of them.
         """
         if not self.is_mixed:
-            return SpeechItems(self.folders[0], self.sets[0], splits)
+            return self._items(0, splits)
         held = self._held(splits)
         for folder, of_set in zip(self.folders, held, strict=True):
             if not of_set:
@@ -158,12 +178,15 @@ class Sources:
             UserError: a split is in no set.
         """
         if not self.is_mixed:
-            return SpeechItems(self.folders[0], self.sets[0], splits)
+            return self._items(0, splits)
         return self._mixed(self._held(splits), 0)
+
+    def _items(self, number: int, splits: Sequence[str]) -> SpeechItems:
+        return SpeechItems(self.folders[number], self.sets[number], splits, self.mirrors[number])
 
     def _mixed(self, held: list[list[str]], seed: int) -> MixedItems:
         chosen = [n for n, splits in enumerate(held) if splits]
-        items = [SpeechItems(self.folders[n], self.sets[n], held[n]) for n in chosen]
+        items = [self._items(n, held[n]) for n in chosen]
         return MixedItems(items, [self.weights[n] for n in chosen], self.targets, seed)
 
     def _held(self, splits: Sequence[str]) -> list[list[str]]:

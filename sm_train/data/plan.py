@@ -174,17 +174,24 @@ class Planner:
         self._sizes = (budget, lanes, window)
         self._shard_of, self._shards_per_window = shard_of, shards_per_window
         self.seed = seed
+        self._last: tuple[int, EpochPlan] | None = None
         self.fingerprint = fingerprint(lengths, seed, budget, lanes, window)
         if shard_of is not None:
             self.fingerprint = fingerprint(shard_of, seed, shards_per_window, lanes) + self.fingerprint
 
+    @property
+    def has_lane_windows(self) -> bool:
+        """Whether lanes keep to shards of their own."""
+        return self._shard_of is not None
+
     def epoch(self, number: int) -> EpochPlan:
-        """The plan of one epoch."""
-        chosen = self.of_epoch(number)
-        if chosen is None:
-            return self._plan(slice(None), number)
-        made = self._plan(chosen, number)
-        return replace(made, items=chosen[made.items])
+        """The plan of one epoch; the last one asked for is kept."""
+        last = self._last  # another thread may plan the next epoch meanwhile
+        if last is None or last[0] != number:
+            chosen = self.of_epoch(number)
+            made = self._plan(slice(None) if chosen is None else chosen, number)
+            self._last = last = number, made if chosen is None else replace(made, items=chosen[made.items])
+        return last[1]
 
     def _plan(self, chosen: NDArray[np.int64] | slice, epoch: int) -> EpochPlan:
         if self._shard_of is None:

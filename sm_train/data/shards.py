@@ -1,4 +1,4 @@
-"""Shard sets: parts that are whole or absent, the tables that describe them, and verified reading.
+"""Shard sets: parts that are whole or absent, and the tables that describe them.
 
 A set is a folder of parts. ``contract.json`` says what the set is and is written first; a part is complete the moment
 its folder carries its name; ``dataset.json`` is written last and makes the set complete.
@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import pyarrow as pa
@@ -26,7 +25,7 @@ from sm_train.records import Quarantined
 DONE = "_DONE.json"
 DATASET = "dataset.json"
 CONTRACT = "contract.json"
-_OPEN_SHARDS = 128
+QUARANTINE = "quarantine.parquet"
 
 
 def open_set(root: Path, contract: Mapping[str, Any]) -> None:
@@ -147,10 +146,11 @@ def commit(root: Path, parts: Sequence[str], contract: Mapping[str, Any], table_
         first = f"; the first: {quarantined[0]['id']!r}, {quarantined[0]['detail']}" if quarantined else ""
         raise UserError(f"{root}: all {len(quarantined)} utterances are quarantined{first}")
     write_table(root / table_name, pa.concat_tables(tables).combine_chunks())
-    write_table(root / "quarantine.parquet", pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA))
+    write_table(root / QUARANTINE, pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA))
     files.write_text(root / "index.json", json.dumps({"shards": shard_entries, "version": 2}, sort_keys=True))
     counts = {"num_committed": num_rows, "num_quarantined": len(quarantined), "num_parts": len(parts)}
-    hashes = {"part_hashes": config.fingerprint(part_hashes)}
+    table_hashes = {name: mds.file_digest(root / name) for name in (table_name, QUARANTINE)}
+    hashes = {"part_hashes": config.fingerprint(part_hashes), "table_hashes": table_hashes}
     files.write_json(root / DATASET, {**contract, **facts, **counts, **hashes})
 
 
@@ -165,77 +165,18 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(root: Path, table_name: str) -> pa.Table:
-    """A table of a complete set.
+    """A table of a complete set, verified.
 
     Raises:
-        UserError: the set is absent or not complete.
+        UserError: the set is absent or not complete, or its table is not the one that was committed with it.
     """
     if not is_complete(root):
         state = "is not complete; run its precompute command again" if root.exists() else "does not exist"
         raise UserError(f"shard set {root} {state}")
-    return pq.read_table(root / table_name)
-
-
-class Samples:
-    """Verified random access to a set's samples by row of its table: every read is checked against its xxh3."""
-
-    def __init__(self, root: Path, table: pa.Table) -> None:
-        self.root = root
-        columns = [table.column(name).combine_chunks() for name in ("id", "part", "shard", "index", "xxh3")]
-        self._ids, self._parts, self._shards, self._index, self._xxh3 = columns
-        self._open: dict[str, mds.Shard] = {}
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        """The decoded sample of one row; arrays are read-only.
-
-        Raises:
-            UserError: its bytes are not those that were committed, twice in a row.
-        """
-        name = f"{self._parts[row]}/{self._shards[row]}"
-        for _ in range(2):
-            try:
-                shard = self._shard(name)
-                data = shard.read(self._index[row].as_py())
-                if mds.digest(data) == self._xxh3[row].as_py():
-                    return shard.decode(data)
-            except (OSError, ValueError, IndexError):
-                pass
-            self._forget(name)
-        raise UserError(
-            f"{self.root / name}: the bytes of utterance {self._ids[row].as_py()!r} are not those that were committed; "
-            "restore the file, or remove its part folder and dataset.json and run precompute again"
-        )
-
-    def _shard(self, name: str) -> mds.Shard:
-        shard = self._open.pop(name, None)
-        if shard is None:
-            path = (self.root / name).resolve()
-            if not path.is_relative_to(self.root.resolve()):
-                raise UserError(
-                    f"shard set {self.root}: the path {name!r} leaves the set's folder; do not use this set"
-                )
-            while len(self._open) >= _OPEN_SHARDS:
-                self._forget(next(iter(self._open)))
-            shard = mds.Shard(path)
-        self._open[name] = shard  # the last one used stands last
-        return shard
-
-    def _forget(self, name: str) -> None:
-        if shard := self._open.pop(name, None):
-            shard.close()
-
-    def close(self) -> None:
-        """Close every open shard file."""
-        for name in list(self._open):
-            self._forget(name)
-
-    def __enter__(self) -> Samples:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+    path, hashes = root / table_name, files.read_json(root / DATASET).get("table_hashes")
+    again = f"remove {root / DATASET} and run the command that made the set again (its parts stay)"
+    if hashes is None:
+        raise UserError(f"{root / DATASET} has no table_hashes: an older version wrote it; {again}")
+    if not path.exists() or mds.file_digest(path) != hashes[table_name]:
+        raise UserError(f"{path} is missing or not the table that was committed; restore it, or {again}")
+    return pq.read_table(path)

@@ -14,11 +14,13 @@ import numpy as np
 import tokenizers
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sm_train import files
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
+from sm_train.data.samples import TOKENS, Samples
 from sm_train.errors import UserError
 
 TABLE = "tokens.parquet"
@@ -64,14 +66,17 @@ class TargetSet(TargetTable):
         covered = {"utterances": files.read_json(shard_set / shards.DATASET)["part_hashes"]}
         found = {"utterances": contract["utterances"]}
         shards.require_same(covered, found, str(self.root), "the shard set has changed: build the targets anew")
-        tensors = load_file(self.root / EMBEDDING)
+        try:
+            tensors = load_file(self.root / EMBEDDING)
+        except (SafetensorError, OSError, ValueError, KeyError):  # its header is damaged
+            tensors = {}
         if tensors_hash(tensors) != contract["embedding_hash"]:
             raise UserError(
                 f"{self.root / EMBEDDING} is not what was committed; remove {self.root} and build the targets anew"
             )
         super().__init__(contract, tensors["ids"].numpy(), tensors["rows"], self.root / TOKENIZER)
         self.table = shards.read_table(self.root, TABLE)
-        self.samples = shards.Samples(self.root, self.table)
+        self.samples = Samples(self.root, self.table, TOKENS)
 
     def rows_of(self, row: int) -> NDArray[np.int64]:
         """Rows of the table [L] for one row of :attr:`table`."""

@@ -20,6 +20,7 @@ from sm_train import config, files
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.lengths import num_positions
+from sm_train.data.samples import TOKENS, Samples
 from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER, TargetSet
 from sm_train.data.text import NORMALISERS, normalise
 from sm_train.errors import UserError
@@ -181,7 +182,7 @@ def _write_parts(root: Path, utterances: Any, tokenizer: Tokenizer, normaliser: 
                 continue
             samples.append({"id": ids[ordinal], "tokens": np.array(token_ids, np.int32)})
             rows.append({"id": ids[ordinal], "utterance": ordinal, "num_tokens": len(token_ids)})
-        shards.write_part(root, part, {"id": "str", "tokens": "ndarray:int32"}, samples, rows, quarantined, facts={})
+        shards.write_part(root, part, TOKENS, samples, rows, quarantined, facts={})
     return parts
 
 
@@ -199,7 +200,7 @@ def _stored_tokens(root: Path, parts: Sequence[str]) -> Iterator[NDArray[np.int3
         raise UserError(f"target set {root}: not one transcript fits its utterance; see the quarantine of its parts")
     import pyarrow as pa
 
-    with shards.Samples(root, pa.Table.from_pylist(rows)) as samples:
+    with Samples(root, pa.Table.from_pylist(rows), TOKENS) as samples:
         for row in range(len(samples)):
             yield samples[row]["tokens"]
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_train.data import shards
+from sm_train.data.samples import FEATS, Samples
 from sm_train.errors import UserError
 from sm_train.models.llm import FrozenLlm
 from sm_train.prompts import PromptSet, message_for
@@ -35,7 +36,7 @@ class Utterances:
 
     def __init__(self, shard_set: Path, splits: Sequence[str]) -> None:
         table = shards.read_table(shard_set, "utterances.parquet")
-        self.samples = shards.Samples(shard_set, table)
+        self.samples = Samples(shard_set, table, FEATS)
         self.rows: list[dict[str, Any]] = [row for row in table.to_pylist() if row["split"] in splits]
         missing = sorted(set(splits) - {row["split"] for row in self.rows})
         if missing:

@@ -147,7 +147,7 @@ class _Clock:
 def _take_step(
     cfg: LoopConfig, schedule: ScheduleConfig, engine: Engine, objective: Objective, loader: Loader, step: Step,
     run: Run, flags: tuple[bool, ...],
-) -> tuple[dict[str, float], tuple[bool, ...]]:  # fmt: skip
+) -> tuple[dict[str, Any], tuple[bool, ...]]:  # fmt: skip
     """One step; what the log says of it, and each flag if any rank has raised it: such a step is still taken."""
     begun = time.perf_counter()
     losses, raised = forward_backward(engine, objective, loader, step, run.seed, flags)
@@ -159,6 +159,7 @@ def _take_step(
     line = {
         **losses,
         "epoch": step.position.epoch,
+        "items": step.items_hash,
         "grad_norm": update.grad_norm,
         "lr": lr,
         "scale": update.scale,

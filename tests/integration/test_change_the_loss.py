@@ -17,7 +17,6 @@ from sm_train import pretrain
 from sm_train.errors import UserError
 from tests import training
 from tests.builders import ROOT
-from tests.integration.test_pretrain import kill_at_step
 from tools.compare_runs import compare
 
 pytestmark = pytest.mark.slow
@@ -68,7 +67,7 @@ def test_a_killed_run_goes_on_bit_equal(my_loss: ModuleType, shard_folder: Path,
     whole, killed = (training.write_config(tmp_path / f"{name}.yaml", shard_folder) for name in ("whole", "killed"))
 
     def work() -> None:
-        kill_at_step(8)
+        training.kill_at_step(8)
         training.train(killed)
 
     assert training.in_ranks(1, lambda: training.train(whole)) == [0]

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from sm_train.data import shards
-from sm_train.data.batches import Columns, SpeechItems
+from sm_train.data.batches import Buffer, Columns, SpeechItems
 from sm_train.data.loader import Loader, Step, plan_items
 from sm_train.data.plan import Position
 from sm_train.data.target_set import TargetSet
@@ -218,10 +218,12 @@ class Some:
         self.ids = [f"item-{i}" for i in range(90)]
         self.duration_s: NDArray[np.float64] = np.arange(90) / 4
 
+    shard_of = None
+
     def of_epoch(self, epoch: int) -> NDArray[np.int64]:
         return np.flatnonzero(np.arange(90) % 3 == epoch % 3)
 
-    def collate(self, items: NDArray[np.int64], epoch: int) -> MicroBatch:
+    def collate(self, items: NDArray[np.int64], epoch: int, buffer: Buffer | None = None) -> MicroBatch:
         return Chosen(items.tolist(), epoch)
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sm_train.data import mds, shards
+from sm_train.data.samples import FEATS, Samples
 from tests import builders
 
 COLUMNS = {"id": "str", "feats": "ndarray:float16"}
@@ -123,7 +124,7 @@ def test_a_mosaicml_reader_without_our_code_reads_a_whole_set(shard_set: Path, t
     )
     assert done.returncode == 0, done.stderr
     table = shards.read_table(shard_set, "utterances.parquet")
-    with shards.Samples(shard_set, table) as ours:
+    with Samples(shard_set, table, FEATS) as ours:
         found = [ours[row] for row in range(len(ours))]
     assert len(found) == 30
     assert json.loads(done.stdout) == [

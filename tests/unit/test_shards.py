@@ -12,6 +12,7 @@ import pytest
 
 from sm_train import files
 from sm_train.data import mds, shards
+from sm_train.data.samples import FEATS, Samples
 from sm_train.errors import UserError
 from sm_train.records import Quarantined
 
@@ -46,7 +47,7 @@ def test_a_set_is_its_parts_in_order(tmp_path: Path) -> None:
     dataset = files.read_json(root / shards.DATASET)
     assert (dataset["num_committed"], dataset["num_quarantined"], dataset["num_parts"]) == (3, 3, 3)
     assert (dataset["width"], dataset["layer"]) == (3, 2)
-    with shards.Samples(root, table) as samples:
+    with Samples(root, table, FEATS) as samples:
         assert [samples[row]["id"] for row in (2, 0, 1)] == ["eee", "a", "bb"]
         assert samples[1]["feats"].shape == (4, 3)
         assert not samples[1]["feats"].flags.writeable
@@ -110,7 +111,7 @@ def test_one_changed_byte_is_found_at_the_read_of_its_sample(tmp_path: Path, pla
         at = {"header": 0, "first": int(shard.offsets[0]) + 9, "last": len(whole) - 1}[place]
     whole[at] ^= 1
     path.write_bytes(whole)
-    with shards.Samples(root, shards.read_table(root, "utterances.parquet")) as samples:
+    with Samples(root, shards.read_table(root, "utterances.parquet"), FEATS) as samples:
         bad, identity = {"header": (0, "a"), "first": (0, "a"), "last": (1, "bb")}[place]
         with pytest.raises(UserError, match=rf"part-0000000/shard.00000.mds: the bytes of utterance '{identity}'"):
             samples[bad]
@@ -120,7 +121,7 @@ def test_one_changed_byte_is_found_at_the_read_of_its_sample(tmp_path: Path, pla
 def test_a_file_that_was_mended_is_read_again(tmp_path: Path) -> None:
     root = complete(tmp_path / "set")
     path = root / "part-0000002" / "shard.00000.mds"
-    with shards.Samples(root, shards.read_table(root, "utterances.parquet")) as samples:
+    with Samples(root, shards.read_table(root, "utterances.parquet"), FEATS) as samples:
         assert samples[2]["id"] == "eee"
         shutil.move(path, tmp_path / "kept")
         path.write_bytes(b"")
@@ -139,7 +140,7 @@ def test_a_path_that_leaves_the_set_is_refused(tmp_path: Path, change: dict[str,
     root = complete(tmp_path / "set")
     shutil.copytree(root / "part-0000000", tmp_path / "outside")
     rows: list[dict[str, Any]] = shards.read_table(root, "utterances.parquet").to_pylist()
-    samples = shards.Samples(root, pa.Table.from_pylist([{**rows[0], **change}]))
+    samples = Samples(root, pa.Table.from_pylist([{**rows[0], **change}]), FEATS)
     with pytest.raises(UserError, match="leaves the set's folder; do not use this set"):
         samples[0]
 
@@ -148,7 +149,7 @@ def test_a_link_out_of_the_set_is_refused(tmp_path: Path) -> None:
     root = complete(tmp_path / "set")
     os.replace(root / "part-0000000", tmp_path / "outside")
     (root / "part-0000000").symlink_to(tmp_path / "outside")
-    samples = shards.Samples(root, shards.read_table(root, "utterances.parquet"))
+    samples = Samples(root, shards.read_table(root, "utterances.parquet"), FEATS)
     with pytest.raises(UserError, match="leaves the set's folder"):
         samples[0]
 
@@ -160,9 +161,9 @@ def open_shards(root: Path) -> int:
 
 
 def test_open_files_stay_below_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "_OPEN_SHARDS", 1)
+    monkeypatch.setattr("sm_train.data.samples._OPEN_SHARDS", 1)
     root = complete(tmp_path / "set").resolve()
-    with shards.Samples(root, shards.read_table(root, "utterances.parquet")) as samples:
+    with Samples(root, shards.read_table(root, "utterances.parquet"), FEATS) as samples:
         for row in (0, 2, 1, 2, 0):
             assert samples[row]["id"] == ["a", "bb", "eee"][row]
             assert open_shards(root) == 1

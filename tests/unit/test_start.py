@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from sm_train import files, tune
+from sm_train.data.batches import SpeechItems
 from sm_train.data.loader import plan_items
 from sm_train.data.plan import Position
 from sm_train.data.target_set import TargetSet
@@ -114,7 +115,7 @@ def contract_of(world: Path, shard_folder: Path, folder: Path, prompts: Any = No
     cfg = dataclasses.replace(training.load(path, stage=tune), **overrides)
     targets = TargetSet(shard_folder, tuning.TARGET)
     chat = TargetsLlm(targets, cfg.llm, cfg.llm_revision).chat()
-    items = tune._items(cfg, targets, chat, cfg.splits)
+    items = tune._items(cfg, SpeechItems(shard_folder, targets, cfg.splits), chat)
     planner = plan_items(items, cfg.seed, cfg.batch.budget, cfg.batch.lanes)
     fed = [[(i, items.message(i, epoch)) for i in items.of_epoch(epoch).tolist()] for epoch in range(2)]
     contract = json.loads(json.dumps(tune._contract(cfg, planner, items, chat)))

@@ -177,7 +177,7 @@ def test_texts_that_do_not_fit_are_quarantined(copied: Path, llm_folder: Path) -
     table = pq.read_table(copied / "utterances.parquet")
     rows = table.to_pylist()
     rows[3]["text"], rows[4]["text"] = "zzz qqq " * 30, " ?! "
-    builders.write_manifest(copied / "utterances.parquet", rows)
+    builders.recommit(builders.write_manifest(copied / "utterances.parquet", rows))
     assert targets.build(TargetConfig("a", str(llm_folder)), copied)
     bad = pq.read_table(copied / "targets" / "a" / "quarantine.parquet").to_pylist()
     assert [(r["id"], r["reason"]) for r in bad] == [(rows[3]["id"], "too_many_tokens"), (rows[4]["id"], "empty_text")]
@@ -205,7 +205,7 @@ def test_a_target_set_that_cannot_be_opened_says_why(copied: Path, llm_folder: P
 
 def test_nothing_fits(copied: Path, llm_folder: Path) -> None:
     rows = pq.read_table(copied / "utterances.parquet").to_pylist()
-    builders.write_manifest(copied / "utterances.parquet", [{**row, "text": "?"} for row in rows])
+    builders.recommit(builders.write_manifest(copied / "utterances.parquet", [{**row, "text": "?"} for row in rows]))
     with pytest.raises(UserError, match="not one transcript fits its utterance"):
         targets.build(TargetConfig("a", str(llm_folder)), copied)
 

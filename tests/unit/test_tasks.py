@@ -155,6 +155,7 @@ def test_a_task_about_a_quarantined_utterance_is_left_out_and_counted(root: Path
     table = pq.read_table(path)
     bad = {"id": "lost", "reason": "silent", "detail": "no sound", "attempts": 1}
     pq.write_table(pa.concat_tables([table, pa.Table.from_pylist([bad], schema=table.schema)]), path)
+    builders.recommit(path)
     said = build(root, write(tmp_path / "tasks.jsonl", asr("utt-000"), asr("lost")))
     assert "1 tasks (1 asr)" in said
     assert said.endswith("; 1 left out, their utterances are in quarantine")
@@ -167,7 +168,7 @@ def test_an_utterance_whose_text_did_not_fit_is_quarantined_and_left_out(
     """The same by the real way: committed in the shard set, in quarantine in the target set."""
     rows = pq.read_table(root / "utterances.parquet").to_pylist()
     rows[3]["text"] = "zzz qqq " * 30
-    builders.write_manifest(root / "utterances.parquet", rows)
+    builders.recommit(builders.write_manifest(root / "utterances.parquet", rows))
     targets.build(targets.TargetConfig("other", str(llm_folder)), root)
     said = tasks.build(root, "other", [write(tmp_path / "tasks.jsonl", asr("utt-003"), asr("utt-004"))])
     assert "1 left out" in said
@@ -178,6 +179,7 @@ def test_nothing_but_quarantined_utterances_writes_nothing(root: Path, tmp_path:
     path = root / "quarantine.parquet"
     bad = {"id": "lost", "reason": "silent", "detail": "no sound", "attempts": 1}
     pq.write_table(pa.Table.from_pylist([bad], schema=pq.read_schema(path)), path)
+    builders.recommit(path)
     with pytest.raises(UserError, match=f"no instruction is about a committed utterance of {root}; nothing is written"):
         build(root, write(tmp_path / "tasks.jsonl", asr("lost")))
     assert not table_path(root).exists()

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from sm_train import config, files
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
+from sm_train.data.mds import file_digest
 from sm_train.data.target_set import EMBEDDING, TABLE
 from sm_train.errors import UserError, run_command
 from tools.bench import ROOT
@@ -35,6 +36,7 @@ _RESUMED = """
 import json, sys, time
 begun = time.perf_counter()
 from sm_train import config, pretrain
+from sm_train.data.mixing import Sources
 from sm_train.train import loop, start
 from sm_train.train.engines.local import LocalEngine
 spent = {"imports": time.perf_counter() - begun}
@@ -50,13 +52,13 @@ def timed(owner, name, part):
     setattr(owner, name, wrapper)
 
 for owner, name, part in (
-    (config, "load", "config"), (start, "read", "checkpoint"), (pretrain, "TargetSet", "data set"),
-    (pretrain, "SpeechItems", "data set"), (pretrain, "SpeechMapper", "mapper built"), (pretrain, "plan_items", "plan"),
+    (config, "load", "config"), (start, "read", "checkpoint"), (pretrain, "Sources", "data set"),
+    (Sources, "training", "data set"), (pretrain, "SpeechMapper", "mapper built"), (pretrain, "plan_items", "plan"),
     (pretrain, "Loader", "plan"), (start, "make_agreed_engine", "engine"), (LocalEngine, "prepare", "engine"),
-    (start, "begin", "run begun"), (pretrain, "RunLog", "log opened"),
+    (start, "begin", "run begun"), (start, "RunLog", "log opened"),
 ):
     timed(owner, name, part)
-real_step, real_train = loop._take_step, pretrain.train
+real_step, real_train = loop._take_step, start.train
 
 def train(*args, **kwargs):
     global entered
@@ -70,7 +72,7 @@ def take_step(*args, **kwargs):
     print("spent", json.dumps(spent), flush=True)
     pretrain.exit_hard()
 
-pretrain.train, loop._take_step = train, take_step
+start.train, loop._take_step = train, take_step
 main_begun = time.perf_counter()
 pretrain.main(sys.argv[1:])
 """
@@ -130,6 +132,9 @@ def _repeat(root: Path, name: str, numbered: str, count: int) -> None:
     for column, values in (("id", [f"utt-{i:07d}" for i in range(count)]), (numbered, range(count))):
         table = table.set_column(table.column_names.index(column), column, [list(values)])
     shards.write_table(root / name, table)
+    dataset = files.read_json(root / shards.DATASET)
+    dataset["table_hashes"][name] = file_digest(root / name)
+    files.write_json(root / shards.DATASET, dataset)
 
 
 def write_config(path: Path, shipped: Path, shard_set: Path, **loop: int) -> Path:
