@@ -123,7 +123,8 @@ class Mirror:
             return
         try:
             self._remote.download(name, aside, size)
-            os.replace(aside, path)
+            with _locked(self.cache / ".lock"):  # who counts what is there must see it under one of its names
+                os.replace(aside, path)
         except BaseException:
             aside.unlink(missing_ok=True)  # ours as long as the lock is held
             raise
