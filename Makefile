@@ -1,6 +1,7 @@
 # make demo   speech -> shards -> mapper, pretrained and tuned -> the LLM's answers -> report, on two cores
 # make test   every test but those marked gpu and chaos
 # make chaos  thousands of random faults: corrupted shards
+# make bench  every figure of docs/benchmarks.md, beside other systems (an hour)
 # make check  format, lint, types
 # make seeds  the demo's training with three seeds, and their spread (make demo first)
 # Each installs what it needs into .venv first.
@@ -18,7 +19,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo seeds test chaos check format clean
+.PHONY: install demo seeds test chaos bench check format clean
 
 install: $(INSTALLED)
 
@@ -46,6 +47,14 @@ test: install
 
 chaos: install
 	python -m pytest -m chaos tests/chaos
+
+# What the others are compared with goes into a folder of its own.
+bench: install
+	$(BIN)/pip install -q --no-deps --target .venv/peers -r requirements-bench.lock
+	PYTHONPATH=.venv/peers python -m tools.bench.padding
+	PYTHONPATH=.venv/peers python -m tools.bench.loader
+	python -m tools.bench.resume
+	python -m tools.bench.placements
 
 check: install
 	ruff format --check .

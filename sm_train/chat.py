@@ -7,6 +7,7 @@ ids: of halves tokenised apart, SentencePiece would begin each with a space.
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,6 +54,7 @@ class Chat:
         self._context = self._find_context()
         self._context_ids = self.transcript_ids(self._context)
         self._lead_ids = set(self.transcript_ids(self._lead))
+        self._one_at_a_time = threading.Lock()  # a loader's thread asks too, and tokenizers are not made for two
         self._seam = functools.lru_cache(maxsize=65_536)(self._find_seam)
         strings = [self._opening, self._closing, self._lead, self._ending]
         self.fingerprint = config.fingerprint({"strings": strings, "start": self._start_ids, "end": self.end_id})
@@ -63,7 +65,8 @@ class Chat:
         Raises:
             UserError: it has not exactly one ``{speech}``, the template changes it, or the speech's neighbours merge.
         """
-        prefix, suffix, _ = self._seam(message)
+        with self._one_at_a_time:
+            prefix, suffix, _ = self._seam(message)
         return prefix.copy(), suffix.copy()
 
     def transcript_ids(self, text: str) -> list[int]:
