@@ -104,6 +104,24 @@ def test_the_command_says_what_it_did_on_a_signal(shard_folder: Path, tmp_path: 
     assert files.read_json(tmp_path / "run/attempts/1.json")["how"] == "SIGUSR1"
 
 
+def test_torchrun_passes_a_signal_on_and_its_ranks_save(shard_folder: Path, tmp_path: Path) -> None:
+    path = training.write_config(tmp_path / "run.yaml", shard_folder, loop={**LOOP, "steps": 100_000})
+    argv = training.torchrun(2, "sm_train.pretrain", path)
+    module = argv.index("-m", 2)
+    argv[module:module] = ["--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1"]  # as docs/training.md says
+    said = (tmp_path / "said").open("w")
+    process = subprocess.Popen(argv, cwd=ROOT, env=child_env(), stdout=said, stderr=said)
+    try:
+        training.wait_for(lambda: (tmp_path / "run/checkpoints/latest").exists() or process.poll() is not None)
+        process.send_signal(signal.SIGUSR1)
+        process.wait(60)
+    finally:
+        process.kill()
+    assert files.read_json(tmp_path / "run/attempts/1.json")["how"] == "SIGUSR1", (tmp_path / "said").read_text()
+    saved = int(os.readlink(tmp_path / "run/checkpoints/latest").removeprefix("step-"))
+    assert len(training.metrics(tmp_path / "run")) == saved
+
+
 @pytest.mark.parametrize("on_error", ["stop", "go_on"])
 def test_a_file_that_cannot_grow_stops_all_ranks_or_lets_them_go_on(
     undisturbed: Path, shard_folder: Path, tmp_path: Path, on_error: str
