@@ -182,4 +182,5 @@ def test_a_users_mistake_in_an_actor_is_one_line_in_the_driver(
         "cluster.precompute", command_file(cfg, tmp_path), f"out={tmp_path / 'set'}", "encoder.layer=9"
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"error: speech encoder {cfg.encoder.path} has hidden_states[0] to [3]; layer is 9\n"
+    own = [line for line in done.stderr.splitlines() if "task_manager.cc" not in line]  # Ray's, on a busy machine
+    assert own == [f"error: speech encoder {cfg.encoder.path} has hidden_states[0] to [3]; layer is 9"]

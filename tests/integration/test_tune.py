@@ -21,6 +21,7 @@ from torch import Tensor
 from sm_train import errors, tune
 from sm_train.models.llm import load_model
 from sm_train.models.mapper import SpeechMapper
+from sm_train.train import start
 from tests import training, tuning
 
 pytestmark = pytest.mark.slow
@@ -146,7 +147,7 @@ def test_the_llm_is_bit_identical_after_a_thousand_steps(
 ) -> None:
     """Under ZeRO-3 on two ranks: every weight, gathered again after the last step, is the file's."""
     path = config(world, "thousand", world, shard_folder, valid_splits=[], batch={"samples": 4, "lanes": 2})
-    real, out = tune.train, world / "after.json"
+    real, out = start.train, world / "after.json"
 
     def train_and_compare(cfg: object, schedule: object, engine: object, objective: object, *rest: object) -> None:
         import deepspeed
@@ -163,7 +164,7 @@ def test_the_llm_is_bit_identical_after_a_thousand_steps(
         if engine.rank == 0:  # type: ignore[attr-defined]
             out.write_text(json.dumps({"unequal": unequal, "weights": len(own)}))
 
-    monkeypatch.setattr(tune, "train", train_and_compare)
+    monkeypatch.setattr(start, "train", train_and_compare)
     words = (*ZERO_3, "loop.steps=1000", "loop.save_every=1000", "loop.log_every=500")
     assert training.in_ranks(2, lambda: tuning.train(path, *words), timeout_s=240) == [0, 0]
     assert json.loads(out.read_text()) == {"unequal": [], "weights": 21}
