@@ -94,8 +94,7 @@ class DeepSpeedEngine:
 
     def capture(self) -> base.TrainState | None:
         self.watch.mark("capture")
-        state = self._zero_state.capture(self.zero, self.names, self.weights)
-        return state if self.rank == 0 else None
+        return self._zero_state.capture(self.zero, self.names, self.weights, keeps=self.rank == 0)
 
     def gradients(self) -> Mapping[str, Tensor]:
         self.watch.mark("gradients")

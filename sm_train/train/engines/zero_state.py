@@ -38,15 +38,21 @@ def loss_scale(zero: Any) -> float:
     return float(getattr(zero, "loss_scale", 1.0))
 
 
-def capture(zero: Any, names: Sequence[str], weights: Sequence[nn.Parameter]) -> TrainState:
-    """The whole state, gathered from all ranks on all ranks; every rank must call it."""
-    average, square = (
-        named_tensors(names, [safe_get_full_optimizer_state(weight, moment) for weight in weights])
-        for moment in ("exp_avg", "exp_avg_sq")
-    )
-    masters = named_tensors(names, [safe_get_full_fp32_param(weight) for weight in weights])
+def capture(zero: Any, names: Sequence[str], weights: Sequence[nn.Parameter], *, keeps: bool) -> TrainState | None:
+    """The whole state, gathered tensor by tensor, on the ranks that keep it; every rank must call it."""
+    masters: dict[str, torch.Tensor] = {}
+    average: dict[str, torch.Tensor] = {}
+    square: dict[str, torch.Tensor] = {}
+    for name, weight in zip(names, weights, strict=True):
+        for kept, whole in (
+            (masters, safe_get_full_fp32_param(weight)),
+            (average, safe_get_full_optimizer_state(weight, "exp_avg")),
+            (square, safe_get_full_optimizer_state(weight, "exp_avg_sq")),
+        ):
+            if keeps:
+                kept |= named_tensors([name], [whole])
     adam_step = int(zero.optimizer.state[partitions(zero)[0]]["step"])
-    return TrainState(masters, average, square, adam_step, _scaler_state(zero))
+    return TrainState(masters, average, square, adam_step, _scaler_state(zero)) if keeps else None
 
 
 def restore(zero: Any, names: Sequence[str], weights: Sequence[nn.Parameter], state: TrainState) -> None:
