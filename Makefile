@@ -1,5 +1,6 @@
 # make demo   speech -> shards -> mapper, pretrained and tuned -> the LLM's answers -> report, on two cores
-# make test   every test but those marked gpu
+# make test   every test but those marked gpu or chaos
+# make chaos  runs killed and files damaged at random points, a quarter of an hour
 # make check  format, lint, types
 # make seeds  the demo's training with three seeds, and their spread (make demo first)
 # Each installs what it needs into .venv first.
@@ -17,7 +18,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo seeds test check format clean
+.PHONY: install demo seeds test chaos check format clean
 
 install: $(INSTALLED)
 
@@ -41,7 +42,10 @@ seeds: install
 	python -m tools.seeds 0 1 2
 
 test: install
-	python -m pytest -m "not gpu"
+	python -m pytest -m "not gpu and not chaos"
+
+chaos: install
+	python -m pytest -m chaos tests/chaos -s
 
 check: install
 	ruff format --check .

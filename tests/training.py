@@ -257,22 +257,30 @@ def fail_at_call(patch: pytest.MonkeyPatch, call: int, fail: Callable[[str], obj
     Yields:
         The names of the calls made so far.
     """
-    from sm_train.train import checkpoint
-
     made: list[str] = []
 
-    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def count(name: str) -> None:
+        made.append(name)
+        if len(made) == call + 1:
+            fail(name)
+
+    with patch.context() as context:
+        watch_calls(context, count)
+        yield made
+
+
+def watch_calls(patch: pytest.MonkeyPatch, before: Callable[[str], object]) -> None:
+    """Call ``before`` with the name of each file-system call that makes a checkpoint durable, just before it."""
+    from sm_train.train import checkpoint
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            made.append(f"{name} {args[-1] if name == 'save_file' else args[0]}")
-            if len(made) == call + 1:
-                fail(made[-1])
+            before(f"{name} {args[-1] if name == 'save_file' else args[0]}")
             return real(*args, **kwargs)
 
         return wrapper
 
-    with patch.context() as context:
-        for name in ("rename", "replace", "symlink", "fsync"):
-            context.setattr(os, name, counted(name, getattr(os, name)))
-        context.setattr(checkpoint, "save_file", counted("save_file", checkpoint.save_file))
-        context.setattr("shutil.rmtree", counted("rmtree", __import__("shutil").rmtree))
-        yield made
+    for name in ("rename", "replace", "symlink", "fsync"):
+        patch.setattr(os, name, watched(name, getattr(os, name)))
+    patch.setattr(checkpoint, "save_file", watched("save_file", checkpoint.save_file))
+    patch.setattr("shutil.rmtree", watched("rmtree", __import__("shutil").rmtree))
