@@ -293,12 +293,19 @@ def record_items(out: Path) -> None:
 
     def recorded(*args: Any) -> Any:
         step, run = args[5], args[6]
-        lanes = {lane: batch.ordinals.tolist() for lane, batch in step.batches}
+        lanes = {lane: items_of(batch) for lane, batch in step.batches}
         with out.open("a") as file:
             file.write(json.dumps({"step": run.global_step + 1, "lanes": lanes}) + "\n")
         return real(*args)
 
     loop._take_step = recorded
+
+
+def items_of(batch: Any) -> list[list[int]]:
+    """What a micro-batch holds: utterances by ordinal and, in stage 2, the sum of their prompts' ids."""
+    if hasattr(batch, "speech"):
+        return [batch.speech.ordinals.tolist(), (batch.ids_BL * batch.is_real_BL).sum(dim=1).tolist()]
+    return [batch.ordinals.tolist()]
 
 
 def kill_launcher(path: Path, engine: str, kill: Kill, undisturbed_s: float) -> None:
@@ -355,7 +362,7 @@ def judge(outcome: Outcome, reference: Reference) -> Outcome:
     assert os.readlink(folder / "latest") == f"step-{STEPS}"
     names = {p.name for p in folder.iterdir()}
     assert {name for name in names if not name.startswith("step-")} == {"latest", "best"}
-    same = ["epoch", "padding", "lr", "skipped"]
+    same = ["epoch", "padding", "lr", "skipped", "items"]
     is_same_ranks = set(point.worlds) == {point.last_ranks}
     if is_same_ranks:
         same += [n for n in expected[-1] if n.startswith(("loss", "valid"))] + ["grad_norm", "accuracy"]

@@ -1,0 +1,177 @@
+"""All that a run of training writes besides its model: attempts, log, checkpoints; stopped after every call and gone
+on with."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sm_train import files
+from sm_train.data.plan import Position
+from sm_train.runlog import RunLog
+from sm_train.train import attempts, checkpoint
+from sm_train.train.engines.base import TrainState
+from tests.chaos import disk
+from tests.chaos.disk import Disk, Tree
+from tests.training import assert_equal
+
+STEPS = 4
+BEST = (1, 3)
+DESCRIPTION = {"model_type": "speech_mapper"}
+
+
+def made(step: int) -> checkpoint.Checkpoint:
+    """The checkpoint of a step."""
+    generator = torch.Generator().manual_seed(step)
+    tensors = [{name: torch.randn(3, 2, generator=generator) for name in ("a.weight", "b.weight")} for _ in range(3)]
+    return checkpoint.Checkpoint(TrainState(*tensors, adam_step=step), step, Position(0, step), {"seed": 3}, 0.5)
+
+
+@dataclass
+class State:
+    """One folder that a stop may leave."""
+
+    call: str
+    kind: str
+    """death | power"""
+    tree: Tree
+    saved: int
+    """The last step whose save had returned."""
+
+
+@dataclass
+class Stops:
+    """All different folders that stops of a run may leave."""
+
+    thorough: bool
+    saved: int = 0
+    states: list[State] = field(default_factory=list)
+    calls: int = 0
+    _seen: set[Any] = field(default_factory=set)
+    disk: Disk | None = None
+
+    def at_change(self, call: str) -> None:
+        """Keep what a stop right after a call may leave."""
+        assert self.disk is not None
+        self.calls += 1
+        found = [("death", self.disk.after_death()), ("power", self.disk.after_power_loss(self.thorough))]
+        for kind, tree in itertools.chain.from_iterable(((k, tree) for tree in trees) for k, trees in found):
+            key = (self.saved, frozenset(tree.items()))
+            if key not in self._seen:
+                self._seen.add(key)
+                self.states.append(State(call, kind, tree, self.saved))
+
+
+class _NoBoard:
+    """TensorBoard's files are no part of what a run goes on from."""
+
+    def __init__(self, *args: object, **settings: object) -> None: ...
+    def add_scalar(self, *args: object) -> None: ...
+    def close(self) -> None: ...
+
+
+def follow_through(run: Path, at_save: Callable[[int], object] = lambda step: None,
+                   look: Callable[[str], object] = lambda call: None) -> None:  # fmt: skip
+    """A run from its latest checkpoint, if it has one, to its last step: a save after each."""
+    found = checkpoint.latest(run)
+    begun = checkpoint.load(found).global_step if found else 0
+    attempt = attempts.begin(run, begun)
+    log = RunLog(run, attempt, begun)
+    look("RunLog")
+    for step in range(begun + 1, STEPS + 1):
+        log.write(step, {"loss": 1 / step})
+        look("write")
+        checkpoint.save(run, attempt, made(step), DESCRIPTION, is_best=step in BEST, keep=1)
+        at_save(step)
+    log.close()
+    attempts.end(run, attempt, STEPS, "complete")
+
+
+def went_further(run: Path) -> None:
+    """A run whose folder holds more steps than its latest checkpoint, and the best among them."""
+    follow_through(run)
+    (run / "checkpoints/latest").unlink()
+    (run / "checkpoints/latest").symlink_to("step-1")
+    attempt = attempts.current(run)
+    shutil.rmtree(run / "checkpoints/step-4")
+    state = run / "checkpoints/step-1"
+    if not state.exists():
+        _write_step(run, attempt, 1)
+    _write_step(run, attempt, 2)
+
+
+def _write_step(run: Path, attempt: int, step: int) -> None:
+    aside = run.parent / f"{run.name}-aside"
+    attempts.begin(aside)
+    checkpoint.save(aside, 1, made(step), DESCRIPTION, is_best=False, keep=1)
+    shutil.move(aside / f"checkpoints/step-{step}", run / f"checkpoints/step-{step}")
+    shutil.rmtree(aside)
+
+
+def stops(run: Path, patch: pytest.MonkeyPatch, thorough: bool) -> Stops:
+    """Follow a run through from the folder as it is, and collect what stops would leave."""
+    patch.setattr("torch.utils.tensorboard.SummaryWriter", _NoBoard)
+    found = Stops(thorough)
+    latest = checkpoint.latest(run)
+    found.saved = int(latest.name[5:]) if latest else 0
+    with patch.context() as context:
+        found.disk = Disk(run, found.at_change)
+        found.disk.follow(context)
+
+        def at_save(step: int) -> None:
+            found.saved = step
+            assert found.disk is not None
+            found.disk.look(f"save of step {step} has returned")
+
+        follow_through(run, at_save, found.disk.look)
+    return found
+
+
+def ending(run: Path) -> dict[str, str | bytes]:
+    """What must be the same at the end of a run, however often it was stopped."""
+    folder = run / "checkpoints"
+    found: dict[str, str | bytes] = {"metrics": repr([json.loads(x) for x in _lines(run)])}
+    found["metrics"] = repr([(row["step"], row["loss"]) for row in map(json.loads, _lines(run))])
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink():
+            found[path.name] = os.readlink(path)
+        elif path.is_file():
+            found[str(path.relative_to(folder))] = path.read_bytes()
+        else:
+            found[str(path.relative_to(folder))] = "folder"
+    said = files.read_json(run / f"attempts/{attempts.current(run)}.json")
+    return {**found, "attempt": repr((said["at_step"], said["how"]))}
+
+
+def _lines(run: Path) -> list[str]:
+    return (run / "metrics.jsonl").read_text().splitlines()
+
+
+def recover(state: State, run: Path, expected: dict[str, str | bytes], patch: pytest.MonkeyPatch) -> None:
+    """Put the folder of a stop, look at it as a reader would, go on to the end; AssertionError if that is not right."""
+    disk.put(state.tree, run)
+    latest, best = checkpoint.latest(run), checkpoint.best(run)
+    step = checkpoint.load(latest).global_step if latest else 0
+    assert state.saved <= step <= state.saved + 1, f"the checkpoint of step {state.saved} is lost: latest is {step}"
+    for link in (latest, best):
+        if link is not None:
+            loaded = checkpoint.load(link)
+            for kind in ("weights", "exp_avg", "exp_avg_sq"):
+                assert_equal(getattr(loaded.state, kind), getattr(made(loaded.global_step).state, kind))
+    for folder in (run / "checkpoints").glob("step-*"):
+        checkpoint.load(folder)  # whole or absent
+    with patch.context() as context:
+        context.setattr(os, "getpid", lambda real=os.getpid(): real + 1)
+        context.setattr(os, "fsync", lambda handle: None)
+        follow_through(run)
+    assert ending(run) == expected
+    shutil.rmtree(run)
