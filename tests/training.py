@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -183,10 +184,12 @@ def kill_at_step(step: int, run: Path | None = None, saved: int = 0) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody listens on, below those that the kernel hands out: it stays free."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def torchrun(world_size: int, *argv: object) -> list[str]:
@@ -248,25 +251,6 @@ def relative_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, tor
     assert sorted(one) == sorted(other)
     a, b = (torch.cat([d[name].double().flatten() for name in sorted(d)]) for d in (one, other))
     return float((a - b).norm() / b.norm())
-
-
-@contextmanager
-def fail_at_call(patch: pytest.MonkeyPatch, call: int, fail: Callable[[str], object]) -> Iterator[list[str]]:
-    """Call ``fail`` just before the ``call``-th (from 0) file-system call that makes a checkpoint durable.
-
-    Yields:
-        The names of the calls made so far.
-    """
-    made: list[str] = []
-
-    def count(name: str) -> None:
-        made.append(name)
-        if len(made) == call + 1:
-            fail(name)
-
-    with patch.context() as context:
-        watch_calls(context, count)
-        yield made
 
 
 def watch_calls(patch: pytest.MonkeyPatch, before: Callable[[str], object]) -> None:

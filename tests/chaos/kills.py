@@ -145,10 +145,9 @@ def carry_out(point: Point, reference: Reference) -> Outcome:
     path = reference.make_config(point.engine, f"{point.engine}-{point.number}")
     run, outcome = path.with_suffix(""), Outcome(point, path)
     for kill in point.kills:
-        _, undisturbed_s = reference.run(point.engine, kill.ranks)
+        _, undisturbed_s = reference.run(point.engine, kill.ranks) if kill.when == "time" else (path, 0.0)
         if kill.who == "launcher":
-            kill_launcher(path, point.engine, kill, undisturbed_s)
-            outcome.killed.append(True)
+            outcome.killed.append(kill_launcher(path, point.engine, kill, undisturbed_s))
         else:
             codes, _ = attempt(path, point.engine, kill.ranks, kill, undisturbed_s)
             outcome.killed.append(-signal.SIGKILL in codes)
@@ -243,7 +242,7 @@ def join(ranks: list[Any], ends_s: float) -> int:
 
 
 def strike_in_step(kill: Kill, strike: Callable[[], None]) -> None:
-    """Before one of this rank's engine calls in one of the steps that are left, its update and what follows included."""
+    """Before one of this rank's engine calls in one of the steps that are left, or just behind them."""
     take_step, mark = loop._take_step, Watch.mark
     calls: list[int] = []  # that are left before the kill, once its step has come
 
@@ -308,8 +307,12 @@ def items_of(batch: Any) -> list[list[int]]:
     return [batch.ordinals.tolist()]
 
 
-def kill_launcher(path: Path, engine: str, kill: Kill, undisturbed_s: float) -> None:
-    """Start the run's command under torchrun and kill torchrun itself; its ranks must end."""
+def kill_launcher(path: Path, engine: str, kill: Kill, undisturbed_s: float) -> bool:
+    """Start the run's command under torchrun and kill torchrun itself; its ranks must end.
+
+    Returns:
+        Whether the kill came before the run's end.
+    """
     command = training.torchrun(kill.ranks, STAGES[engine].__name__, path, *WORDS[engine], *PATIENCE)
     log = path.with_suffix(".said-1-0").open("w")
     launcher = subprocess.Popen(command, cwd=ROOT, env=child_env(), stdout=log, stderr=log)
@@ -318,11 +321,12 @@ def kill_launcher(path: Path, engine: str, kill: Kill, undisturbed_s: float) -> 
         training.wait_for(lambda: (path.with_suffix("") / "attempts/1.json").exists(), BOUND_S)
         ranks = [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
         assert len(ranks) == kill.ranks
-        time.sleep(kill.where * undisturbed_s / 3)
+        time.sleep(kill.where * undisturbed_s)
     finally:
         launcher.kill()
         launcher.wait()
     training.wait_for(lambda: not any(is_alive(pid) for pid in ranks), timeout_s=10)
+    return launcher.returncode == -signal.SIGKILL
 
 
 def is_alive(pid: int) -> bool:
@@ -367,6 +371,7 @@ def judge(outcome: Outcome, reference: Reference) -> Outcome:
     if is_same_ranks:
         same += [n for n in expected[-1] if n.startswith(("loss", "valid"))] + ["grad_norm", "accuracy"]
         assert names == {p.name for p in (undisturbed / "checkpoints").iterdir()}
+        assert os.readlink(folder / "best") == os.readlink(undisturbed / "checkpoints/best")
         training.assert_equal(*(training.tensors_of(r / "checkpoints/latest") for r in (run, undisturbed)))
         states = [json.loads((r / "checkpoints/latest/state.json").read_text()) for r in (run, undisturbed)]
         assert states[0] == states[1]

@@ -96,30 +96,50 @@ def follow_through(run: Path, at_save: Callable[[int], object] = lambda step: No
     attempts.end(run, attempt, STEPS, "complete")
 
 
+def new(run: Path) -> None:
+    """An empty run folder."""
+    run.mkdir()
+
+
 def went_further(run: Path) -> None:
-    """A run whose folder holds more steps than its latest checkpoint, and the best among them."""
+    """A run that has been through, whose latest was then pointed back at step 1: steps 2 and 3, the best, are made
+    again."""
+    kept = run.with_name("kept")
+    for step in (1, 2):
+        attempts.begin(kept)
+        checkpoint.save(kept, step, made(step), DESCRIPTION, is_best=False, keep=2)
     follow_through(run)
-    (run / "checkpoints/latest").unlink()
-    (run / "checkpoints/latest").symlink_to("step-1")
-    attempt = attempts.current(run)
-    shutil.rmtree(run / "checkpoints/step-4")
-    state = run / "checkpoints/step-1"
-    if not state.exists():
-        _write_step(run, attempt, 1)
-    _write_step(run, attempt, 2)
+    folder = run / "checkpoints"
+    for step in (1, 2):
+        shutil.copytree(kept / f"checkpoints/step-{step}", folder / f"step-{step}")
+    shutil.rmtree(folder / f"step-{STEPS}")
+    (folder / "latest").unlink()
+    (folder / "latest").symlink_to("step-1")
 
 
-def _write_step(run: Path, attempt: int, step: int) -> None:
-    aside = run.parent / f"{run.name}-aside"
-    attempts.begin(aside)
-    checkpoint.save(aside, 1, made(step), DESCRIPTION, is_best=False, keep=1)
-    shutil.move(aside / f"checkpoints/step-{step}", run / f"checkpoints/step-{step}")
-    shutil.rmtree(aside)
+def all_recovered(folder: Path, begin: Callable[[Path], object], patch: pytest.MonkeyPatch, thorough: bool) -> Stops:
+    """Stop a run after every call it makes, in every way, and go on with it; AssertionError where that fails.
+
+    Args:
+        begin: makes the run folder that the run starts from.
+        thorough: see :meth:`Disk.after_power_loss`.
+    """
+    patch.setattr("torch.utils.tensorboard.SummaryWriter", _NoBoard)
+    run = folder / "run"
+    begin(run)
+    found = stops(run, patch, thorough)
+    expected = ending(run)
+    for number, state in enumerate(found.states):
+        try:
+            recover(state, folder / str(number), expected, patch)
+        except Exception as error:
+            error.add_note(f"stopped after {state.call!r} ({state.kind}) with {sorted(state.tree)}")
+            raise
+    return found
 
 
 def stops(run: Path, patch: pytest.MonkeyPatch, thorough: bool) -> Stops:
     """Follow a run through from the folder as it is, and collect what stops would leave."""
-    patch.setattr("torch.utils.tensorboard.SummaryWriter", _NoBoard)
     found = Stops(thorough)
     latest = checkpoint.latest(run)
     found.saved = int(latest.name[5:]) if latest else 0
@@ -139,8 +159,8 @@ def stops(run: Path, patch: pytest.MonkeyPatch, thorough: bool) -> Stops:
 def ending(run: Path) -> dict[str, str | bytes]:
     """What must be the same at the end of a run, however often it was stopped."""
     folder = run / "checkpoints"
-    found: dict[str, str | bytes] = {"metrics": repr([json.loads(x) for x in _lines(run)])}
-    found["metrics"] = repr([(row["step"], row["loss"]) for row in map(json.loads, _lines(run))])
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    found: dict[str, str | bytes] = {"metrics": repr([(row["step"], row["loss"]) for row in rows])}
     for path in sorted(folder.rglob("*")):
         if path.is_symlink():
             found[path.name] = os.readlink(path)
@@ -150,10 +170,6 @@ def ending(run: Path) -> dict[str, str | bytes]:
             found[str(path.relative_to(folder))] = "folder"
     said = files.read_json(run / f"attempts/{attempts.current(run)}.json")
     return {**found, "attempt": repr((said["at_step"], said["how"]))}
-
-
-def _lines(run: Path) -> list[str]:
-    return (run / "metrics.jsonl").read_text().splitlines()
 
 
 def recover(state: State, run: Path, expected: dict[str, str | bytes], patch: pytest.MonkeyPatch) -> None:
@@ -167,10 +183,14 @@ def recover(state: State, run: Path, expected: dict[str, str | bytes], patch: py
             loaded = checkpoint.load(link)
             for kind in ("weights", "exp_avg", "exp_avg_sq"):
                 assert_equal(getattr(loaded.state, kind), getattr(made(loaded.global_step).state, kind))
+    if step:  # never a latest whose best_valid no checkpoint has
+        assert best is not None
+        assert int(best.name[5:]) >= max(number for number in BEST if number <= step)
     for folder in (run / "checkpoints").glob("step-*"):
         checkpoint.load(folder)  # whole or absent
+    other = os.getpid() + 1
     with patch.context() as context:
-        context.setattr(os, "getpid", lambda real=os.getpid(): real + 1)
+        context.setattr(os, "getpid", lambda: other)
         context.setattr(os, "fsync", lambda handle: None)
         follow_through(run)
     assert ending(run) == expected

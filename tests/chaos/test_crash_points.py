@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,24 +13,13 @@ from tests.chaos import saves
 pytestmark = pytest.mark.chaos
 
 
-@pytest.mark.parametrize("begin", [lambda run: run.mkdir(), saves.went_further], ids=["new", "went-further"])
+@pytest.mark.parametrize("begin", [saves.new, saves.went_further])
 def test_every_state_is_recovered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], object]
 ) -> None:
-    monkeypatch.setattr("torch.utils.tensorboard.SummaryWriter", saves._NoBoard)
-    run = tmp_path / "run"
-    begin(run)
-    stops = saves.stops(run, monkeypatch, thorough=True)
-    expected = saves.ending(run)
-    failed: Counter[str] = Counter()
-    for number, state in enumerate(stops.states):
-        try:
-            saves.recover(state, tmp_path / str(number), expected, monkeypatch)
-        except Exception as error:
-            failed[f"{state.kind}: {str(error)[:150]}"] += 1
-            print(state.call, state.kind, state.saved, str(error)[:300].replace("\n"," "))
-            print(sorted(k for k in state.tree if "attempts" not in k))
-            shutil.rmtree(tmp_path / str(number))
-    kinds = Counter(state.kind for state in stops.states)
-    print(f"\n{stops.calls} calls, {kinds['death']} states after a death, {kinds['power']} more after a loss of power")
-    assert not failed, failed
+    found = saves.all_recovered(tmp_path, begin, monkeypatch, thorough=True)
+    kinds = Counter(state.kind for state in found.states)
+    print(
+        f"\n{begin.__name__}: {found.calls} calls, {kinds['death']} different folders after a death of the process, "
+        f"{kinds['power']} more after a loss of power"
+    )
