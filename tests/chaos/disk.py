@@ -33,8 +33,9 @@ class Thing:
         """What is left of it: all | half | nothing of what was not synced."""
         if not isinstance(self.value, bytes) or to == "all" or self.value == self.synced:
             return self.value
-        rest = self.value.removeprefix(self.synced) if self.value.startswith(self.synced) else b""
-        return self.synced + (rest[: len(rest) // 2] if to == "half" else b"")
+        kept = self.synced if self.value.startswith(self.synced) else b""  # it was added to, or written anew
+        rest = self.value.removeprefix(kept)
+        return kept + (rest[: len(rest) // 2] if to == "half" else b"")
 
 
 Names = dict[tuple[int, str], int]

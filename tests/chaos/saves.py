@@ -46,6 +46,8 @@ class State:
     tree: Tree
     saved: int
     """The last step whose save had returned."""
+    begun: int
+    """The last attempt that had begun."""
 
 
 @dataclass
@@ -53,11 +55,19 @@ class Stops:
     """All different folders that stops of a run may leave."""
 
     thorough: bool
-    saved: int = 0
+    saved: int
+    begun: int
     states: list[State] = field(default_factory=list)
     calls: int = 0
     _seen: set[Any] = field(default_factory=set)
     disk: Disk | None = None
+
+    def done(self, what: str, number: int) -> None:
+        """Take note of what has returned."""
+        self.saved = number if what == "saved" else self.saved
+        self.begun = number if what == "begun" else self.begun
+        assert self.disk is not None
+        self.disk.look(what)
 
     def at_change(self, call: str) -> None:
         """Keep what a stop right after a call may leave."""
@@ -65,10 +75,10 @@ class Stops:
         self.calls += 1
         found = [("death", self.disk.after_death()), ("power", self.disk.after_power_loss(self.thorough))]
         for kind, tree in itertools.chain.from_iterable(((k, tree) for tree in trees) for k, trees in found):
-            key = (self.saved, frozenset(tree.items()))
+            key = (self.saved, self.begun, frozenset(tree.items()))
             if key not in self._seen:
                 self._seen.add(key)
-                self.states.append(State(call, kind, tree, self.saved))
+                self.states.append(State(call, kind, tree, self.saved, self.begun))
 
 
 class _NoBoard:
@@ -79,19 +89,23 @@ class _NoBoard:
     def close(self) -> None: ...
 
 
-def follow_through(run: Path, at_save: Callable[[int], object] = lambda step: None,
-                   look: Callable[[str], object] = lambda call: None) -> None:  # fmt: skip
-    """A run from its latest checkpoint, if it has one, to its last step: a save after each."""
+def follow_through(run: Path, done: Callable[[str, int], object] = lambda what, number: None) -> None:
+    """A run from its latest checkpoint, if it has one, to its last step, with a save after each.
+
+    Args:
+        done: called when an attempt has begun, the log is open, a line is written, a step is saved.
+    """
     found = checkpoint.latest(run)
     begun = checkpoint.load(found).global_step if found else 0
     attempt = attempts.begin(run, begun)
+    done("begun", attempt)
     log = RunLog(run, attempt, begun)
-    look("RunLog")
+    done("log", begun)
     for step in range(begun + 1, STEPS + 1):
         log.write(step, {"loss": 1 / step})
-        look("write")
+        done("line", step)
         checkpoint.save(run, attempt, made(step), DESCRIPTION, is_best=step in BEST, keep=1)
-        at_save(step)
+        done("saved", step)
     log.close()
     attempts.end(run, attempt, STEPS, "complete")
 
@@ -140,19 +154,12 @@ def all_recovered(folder: Path, begin: Callable[[Path], object], patch: pytest.M
 
 def stops(run: Path, patch: pytest.MonkeyPatch, thorough: bool) -> Stops:
     """Follow a run through from the folder as it is, and collect what stops would leave."""
-    found = Stops(thorough)
     latest = checkpoint.latest(run)
-    found.saved = int(latest.name[5:]) if latest else 0
+    found = Stops(thorough, int(latest.name[5:]) if latest else 0, attempts.current(run))
+    found.disk = Disk(run, found.at_change)
     with patch.context() as context:
-        found.disk = Disk(run, found.at_change)
         found.disk.follow(context)
-
-        def at_save(step: int) -> None:
-            found.saved = step
-            assert found.disk is not None
-            found.disk.look(f"save of step {step} has returned")
-
-        follow_through(run, at_save, found.disk.look)
+        follow_through(run, found.done)
     return found
 
 
@@ -183,6 +190,7 @@ def recover(state: State, run: Path, expected: dict[str, str | bytes], patch: py
             loaded = checkpoint.load(link)
             for kind in ("weights", "exp_avg", "exp_avg_sq"):
                 assert_equal(getattr(loaded.state, kind), getattr(made(loaded.global_step).state, kind))
+    assert attempts.current(run) >= state.begun, "an attempt that begins may get an older one's number"
     if step:  # never a latest whose best_valid no checkpoint has
         assert best is not None
         assert int(best.name[5:]) >= max(number for number in BEST if number <= step)
