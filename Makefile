@@ -1,6 +1,6 @@
 # make demo   speech -> shards -> mapper, pretrained and tuned -> the LLM's answers -> report, on two cores
-# make test   every test but those marked gpu or chaos
-# make chaos  runs killed and files damaged at random points, a quarter of an hour
+# make test   every test but those marked gpu and chaos
+# make chaos  thousands of random faults: corrupted shards, killed runs, crash points of saves (a quarter of an hour)
 # make check  format, lint, types
 # make seeds  the demo's training with three seeds, and their spread (make demo first)
 # Each installs what it needs into .venv first.

@@ -6,6 +6,7 @@ the table, D target width.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -129,6 +130,7 @@ def train(path: Path, *words: str, stage: ModuleType = pretrain) -> None:
 
 def in_ranks(world_size: int, work: Callable[[], object], timeout_s: float = 120) -> list[int]:
     """Do ``work`` in forked ranks with torchrun's variables set; their exit codes (-9 for a killed one)."""
+    importlib.import_module("torch._dynamo")  # once here: each rank's first optimizer would, a second of work
     port = str(free_port())
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=_rank, args=(work, r, world_size, port), daemon=True) for r in range(world_size)]

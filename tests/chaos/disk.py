@@ -43,7 +43,7 @@ Change = dict[tuple[int, str], int | None]
 
 
 class Disk:
-    """Follows a folder while entered as ``with disk.following(patch): ...``.
+    """Follows a folder, once :meth:`follow` has patched the calls that change it.
 
     Args:
         at_change: called after each change with the call that made it.
