@@ -14,6 +14,8 @@ from typing import Any, TextIO
 
 from sm_train import files
 
+METRICS = "metrics.jsonl"
+
 
 class Progress:
     """Audio done, times real time and ETA: a line that rewrites itself on a terminal, a line every 10 s elsewhere."""
@@ -102,7 +104,7 @@ class RunLog:
     """
 
     def __init__(self, folder: Path, attempt: int, resume_step: int) -> None:
-        self.path, self.attempt = folder / "metrics.jsonl", attempt
+        self.path, self.attempt = folder / METRICS, attempt
         self._cut_back(resume_step)
         self._file: TextIO = self.path.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter

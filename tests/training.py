@@ -6,17 +6,19 @@ the table, D target width.
 
 from __future__ import annotations
 
+import importlib
 import json
 import multiprocessing
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -130,6 +132,7 @@ def train(path: Path, *words: str, stage: ModuleType = pretrain) -> None:
 
 def in_ranks(world_size: int, work: Callable[[], object], timeout_s: float = 120) -> list[int]:
     """Do ``work`` in forked ranks with torchrun's variables set; their exit codes (-9 for a killed one)."""
+    importlib.import_module("torch._dynamo")  # once here: each rank's first optimizer would, a second of work
     port = str(free_port())
     context = multiprocessing.get_context("fork")
     ranks = [context.Process(target=_rank, args=(work, r, world_size, port), daemon=True) for r in range(world_size)]
@@ -185,10 +188,12 @@ def kill_at_step(step: int, run: Path | None = None, saved: int = 0) -> None:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port of this machine that nobody listens on, below those that the kernel hands out: it stays free."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("no free port")
 
 
 def torchrun(world_size: int, *argv: object) -> list[str]:
@@ -252,29 +257,18 @@ def relative_difference(one: Mapping[str, torch.Tensor], other: Mapping[str, tor
     return float((a - b).norm() / b.norm())
 
 
-@contextmanager
-def fail_at_call(patch: pytest.MonkeyPatch, call: int, fail: Callable[[str], object]) -> Iterator[list[str]]:
-    """Call ``fail`` just before the ``call``-th (from 0) file-system call that makes a checkpoint durable.
-
-    Yields:
-        The names of the calls made so far.
-    """
+def watch_calls(patch: pytest.MonkeyPatch, before: Callable[[str], object]) -> None:
+    """Call ``before`` with the name of each file-system call that makes a checkpoint durable, just before it."""
     from sm_train.train import checkpoint
 
-    made: list[str] = []
-
-    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def wrapper(*args: Any, **kwargs: Any) -> Any:
-            made.append(f"{name} {args[-1] if name == 'save_file' else args[0]}")
-            if len(made) == call + 1:
-                fail(made[-1])
+            before(f"{name} {args[-1] if name == 'save_file' else args[0]}")
             return real(*args, **kwargs)
 
         return wrapper
 
-    with patch.context() as context:
-        for name in ("rename", "replace", "symlink", "fsync"):
-            context.setattr(os, name, counted(name, getattr(os, name)))
-        context.setattr(checkpoint, "save_file", counted("save_file", checkpoint.save_file))
-        context.setattr("shutil.rmtree", counted("rmtree", __import__("shutil").rmtree))
-        yield made
+    for name in ("rename", "replace", "symlink", "fsync"):
+        patch.setattr(os, name, watched(name, getattr(os, name)))
+    patch.setattr(checkpoint, "save_file", watched("save_file", checkpoint.save_file))
+    patch.setattr("shutil.rmtree", watched("rmtree", __import__("shutil").rmtree))

@@ -22,6 +22,7 @@ def begin(run: Path, from_step: int = 0, ranks: int = 1) -> int:
     """Count this start of a run; an older attempt that still lives will see that it is no longer its own."""
     folder = run / ATTEMPTS
     folder.mkdir(parents=True, exist_ok=True)
+    files.sync(run)
     number = current(run) + 1
     while True:
         try:

@@ -21,6 +21,7 @@ from sm_train import files
 from sm_train.data.mds import file_digest
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
+from sm_train.runlog import METRICS
 from sm_train.train import attempts
 from sm_train.train.engines.base import TrainState
 
@@ -64,6 +65,9 @@ def save(
     except OSError:
         shutil.rmtree(aside, ignore_errors=True)  # a full disk is given its room back
         raise
+    if (log := run / METRICS).exists():
+        files.sync(log)  # a checkpoint never outlives the lines of its steps
+    files.sync(run)
     attempts.require_current(run, attempt)
     if (folder / name).exists():  # what an attempt left that went further than the checkpoint this one began from
         os.rename(folder / name, folder / f".aside-old-{name}-{attempt}")
@@ -137,8 +141,12 @@ def latest(run: Path) -> Path | None:
 
 
 def best(run: Path) -> Path | None:
-    """The checkpoint with the best validation, or the newest where none was validated."""
-    return _pointed(run / "checkpoints" / "best") or latest(run)
+    """The checkpoint with the best validation, or the newest where none was validated.
+
+    The newest, too, where a save was killed that was to replace the best one; the run's next attempt makes it again.
+    """
+    found = _pointed(run / "checkpoints" / "best")
+    return found if found is not None and found.exists() else latest(run)
 
 
 def find(path: Path, name: str = "best") -> Path:
@@ -176,6 +184,7 @@ def _remove_old(folder: Path, keep: int) -> None:
     steps = sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name)), key=lambda p: int(p.name[5:]))
     for path in set(steps[:-keep]) - pointed:
         os.rename(path, folder / f".aside-old-{path.name}")  # whole or absent, here too
+    files.sync(folder)
     for path in folder.glob(".aside-*"):  # what killed attempts left
         if path.is_symlink():
             path.unlink(missing_ok=True)

@@ -139,55 +139,6 @@ def test_zero_on_two_ranks_trains_as_plain_torch_on_one(local_run: Path, zero_ru
 # ---- killed and started again
 
 
-@pytest.mark.parametrize("step", [1, 6, 9])
-def test_a_run_killed_in_a_step_goes_on_bit_equal(
-    local_run: Path, shard_folder: Path, tmp_path: Path, step: int
-) -> None:
-    path = config(tmp_path, "killed", shard_folder)
-
-    def work() -> None:
-        training.kill_at_step(step)
-        training.train(path)
-
-    assert training.in_ranks(1, work) == [-signal.SIGKILL]
-    assert [line["step"] for line in training.metrics(tmp_path / "killed")] == list(range(1, step))
-    assert training.in_ranks(1, lambda: training.train(path)) == [0]
-    assert_same_run(tmp_path / "killed", local_run)
-    assert training.metrics(tmp_path / "killed")[-1]["attempt"] == 2
-
-
-def durable_calls(path: Path) -> list[str]:
-    """The file-system calls of a whole run, in order."""
-    out = path.with_suffix(".calls")
-
-    def work() -> None:
-        with training.fail_at_call(pytest.MonkeyPatch(), 10_000, lambda name: None) as calls:
-            training.train(path)
-        out.write_text("\n".join(calls))
-
-    assert training.in_ranks(1, work) == [0]
-    return out.read_text().splitlines()
-
-
-def test_a_run_killed_inside_a_save_goes_on_bit_equal(local_run: Path, shard_folder: Path, tmp_path: Path) -> None:
-    """In the save after step 5, which is the best and not the first: before each of its renames, and after them."""
-    calls = durable_calls(config(tmp_path, "counted", shard_folder))
-    begin, end = (next(i for i, name in enumerate(calls) if f".aside-step-{step}-" in name) for step in (5, 6))
-    renames = [i for i in range(begin, end) if calls[i].startswith(("rename", "replace"))]
-    assert len(renames) == 5  # config.json, state.json, the folder, best, latest
-    moments = [*renames[1:], renames[-1] + 1]  # before each but config.json's, and after the last
-    for call in moments:
-        path = config(tmp_path, f"killed-{call}", shard_folder)
-
-        def work(call: int = call, path: Path = path) -> None:
-            with training.fail_at_call(pytest.MonkeyPatch(), call, lambda name: os.kill(os.getpid(), signal.SIGKILL)):
-                training.train(path)
-
-        assert training.in_ranks(1, work) == [-signal.SIGKILL], calls[call]
-        assert training.in_ranks(1, lambda path=path: training.train(path)) == [0]  # type: ignore[misc]
-        assert_same_run(path.with_suffix(""), local_run)
-
-
 def test_a_torchrun_that_is_killed_takes_its_ranks_along_and_goes_on_bit_equal(
     zero_run: Path, shard_folder: Path, tmp_path: Path
 ) -> None:

@@ -1,9 +1,10 @@
-"""Checkpoints: whole or absent under a stop at every file-system call, and fenced by attempts."""
+"""Checkpoints: whole or absent under a stop after every file-system call, and fenced by attempts."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,13 +14,10 @@ from sm_train.data.plan import Position
 from sm_train.errors import UserError
 from sm_train.train import attempts, checkpoint
 from sm_train.train.engines.base import TrainState
-from tests.training import assert_equal, fail_at_call
+from tests.chaos import saves
+from tests.training import assert_equal
 
 DESCRIPTION = {"model_type": "speech_mapper"}
-
-
-class Stop(BaseException):
-    """Stands for the death of the process."""
 
 
 def made(step: int, best_valid: float | None = 0.5) -> checkpoint.Checkpoint:
@@ -95,41 +93,17 @@ def test_a_moved_run_folder_keeps_its_links(run: Path, tmp_path_factory: pytest.
     assert_same(pointed(checkpoint.latest(moved)), made(2))
 
 
-def test_a_stop_at_any_call_of_a_save_leaves_the_previous_or_the_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("begin", [saves.new, saves.went_further])
+def test_a_stop_after_any_call_of_a_run_leaves_whole_checkpoints_and_the_run_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], object]
 ) -> None:
-    def stop(name: str) -> None:
-        raise Stop(name)
-
-    seen = []
-    for call in range(1000):
-        run = tmp_path / str(call)
-        attempts.begin(run)
-        save(run, 1)
-        save(run, 2, is_best=True, keep=1)
-        with fail_at_call(monkeypatch, call, stop) as calls:
-            try:
-                save(run, 3, is_best=True, keep=1)
-            except Stop:
-                pass
-            else:
-                break
-        assert len(calls) == call + 1
-        whole = pointed(checkpoint.latest(run))
-        assert_same(whole, made(whole.global_step))
-        best = pointed(checkpoint.best(run))
-        assert_same(best, made(best.global_step))
-        assert whole.global_step <= best.global_step  # never a latest whose best_valid no checkpoint has
-        seen.append(whole.global_step)
-        attempt = attempts.begin(run)  # the next attempt makes the same steps
-        save(run, 3, attempt, is_best=True, keep=1)
-        save(run, 4, attempt, keep=1)
-        assert_same(pointed(checkpoint.latest(run)), made(4))
-        assert_same(pointed(checkpoint.best(run)), made(3))
-        assert steps(run) == ["step-3", "step-4"]
-    assert len(seen) > 15
-    assert seen == sorted(seen)
-    assert set(seen) == {2, 3}
+    """Attempts, log and saves; the process dies, or power is lost and what was not synced is there, cut or missing."""
+    found = saves.all_recovered(tmp_path, begin, monkeypatch, thorough=False)
+    names = {state.call.split()[0] for state in found.states}
+    assert {"mkdir", "open", "save_file", "write_text", "rename", "replace", "symlink", "unlink", "line"} <= names
+    assert found.calls > 100
+    assert len(found.states) > 150
+    assert {state.saved for state in found.states} >= {1, 2, 3, 4}
 
 
 def test_an_older_attempt_leaves_without_writing(run: Path) -> None:

@@ -1,0 +1,25 @@
+"""``make chaos``: every call by which a run writes, and what a death or a loss of power right after it may leave."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.chaos import saves
+
+pytestmark = pytest.mark.chaos
+
+
+@pytest.mark.parametrize("begin", [saves.new, saves.went_further])
+def test_every_state_is_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: Callable[[Path], object]
+) -> None:
+    found = saves.all_recovered(tmp_path, begin, monkeypatch, thorough=True)
+    kinds = Counter(state.kind for state in found.states)
+    print(
+        f"\n{begin.__name__}: {found.calls} calls, {kinds['death']} different folders after a death of the process, "
+        f"{kinds['power']} more after a loss of power"
+    )
