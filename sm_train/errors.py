@@ -1,7 +1,7 @@
 """The one error a person can cause, and the frame every command runs in.
 
 Exit codes: 0 done, 1 our own bug (with a traceback), 2 a person's mistake (one line), 75 saved and left after a signal,
-76 left because another rank was lost, 130 interrupted. After 75 and 76 the same command goes on.
+76 left because another rank was lost, 130 interrupted. After 75, 76 and 130 the same command goes on.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NoReturn
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 
+MISTAKEN = 2
 STOPPED = 75
 """The run was asked to stop by a signal: it saved and left."""
 LOST = 76
@@ -44,14 +45,15 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         main(sys.argv[1:])
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(MISTAKEN) from None
     except OSError as error:
         if error.errno not in _NO_ROOM:
             raise
         print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(MISTAKEN) from None
     except Stopped as stopped:
-        print(stopped, file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(stopped, file=sys.stderr)
         exit_hard(STOPPED)
     except KeyboardInterrupt:
         print("interrupted: run the same command again", file=sys.stderr)

@@ -133,7 +133,7 @@ def _contract(cfg: PretrainConfig, planner: Planner, items: Utterances) -> dict[
         "seed": cfg.seed,
         "splits": cfg.splits,
         "valid_splits": cfg.valid_splits,
-        "lane_windows": planner.has_lane_windows,
+        "loader.cache": "used" if planner.has_lane_windows else "not used",
         "utterance_plan": planner.fingerprint,
     }
     return {**chosen, **start.optimizer(cfg.engine), **frozen, **plan}

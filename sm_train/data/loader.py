@@ -88,13 +88,17 @@ class Loader:
     ) -> None:  # fmt: skip
         if planner.lanes % world_size:
             raise UserError(
-                f"batch.lanes is {planner.lanes}, which {world_size} ranks do not divide; "
-                f"take a multiple of {world_size}"
+                f"batch.lanes is {planner.lanes}, which {world_size} ranks do not divide; start a number of ranks that "
+                f"does, or, for a new run, take a multiple of {world_size} lanes"
             )
         self.items, self.planner, self.lanes, self.lengths = items, planner, planner.lanes, items.lengths
         self.read_ahead = read_ahead
         self.my_lanes = range(rank, planner.lanes, world_size)
         self.item_counts = counts(items.columns)
+        if wrong := {name: np.shape(c) for name, c in self.item_counts.items() if np.shape(c) != items.lengths.shape}:
+            raise UserError(
+                f"the loss's counts must hold a number for each of {len(items.lengths)} items; they are {wrong}"
+            )
         planner.epoch(0)  # what cannot be planned is an error here, before anything is loaded
 
     def steps(self, position: plan.Position) -> Iterator[Step]:

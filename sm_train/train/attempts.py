@@ -11,6 +11,7 @@ import re
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 from sm_train import files
 from sm_train.errors import UserError
@@ -37,8 +38,14 @@ def begin(run: Path, from_step: int = 0, ranks: int = 1) -> int:
 
 def end(run: Path, attempt: int, at_step: int, how: str) -> None:
     """Write down how an attempt ended; one that was killed has no such line."""
-    said = files.read_json(_path(run, attempt))
+    said = read(run, attempt)
     files.write_json(_path(run, attempt), {**said, "ended": _now(), "at_step": at_step, "how": how})
+
+
+def read(run: Path, attempt: int) -> dict[str, Any]:
+    """What is known of an attempt; nothing of one that was killed before it wrote a word."""
+    path = _path(run, attempt)
+    return dict(files.read_json(path)) if path.exists() and path.stat().st_size else {}
 
 
 def current(run: Path) -> int:

@@ -27,6 +27,7 @@ from sm_train.train.engines.base import TrainState
 
 WEIGHTS = "mapper.safetensors"
 MOMENTS = "moments.safetensors"
+STATE = "state.json"
 
 
 @dataclass
@@ -54,7 +55,8 @@ def save(
     """
     folder = run / "checkpoints"
     name = f"step-{checkpoint.global_step}"
-    if latest(run) == folder / name:
+    before = latest(run)
+    if before == folder / name and (folder / "latest").is_symlink():
         return
     attempts.require_current(run, attempt)
     aside = folder / f".aside-{name}-{attempt}"
@@ -69,9 +71,12 @@ def save(
         files.sync(log)  # a checkpoint never outlives the lines of its steps
     files.sync(run)
     attempts.require_current(run, attempt)
+    has_links = any((folder / link).is_symlink() for link in ("latest", "best"))
+    if before and not has_links and files.read_json(before / STATE)["best_valid"] is not None:
+        _point(folder / "best", before.name)  # of a run killed inside its first save: its figure was the best
     if (folder / name).exists():  # what an attempt left that went further than the checkpoint this one began from
         os.rename(folder / name, folder / f".aside-old-{name}-{attempt}")
-    files.publish_folder(aside, folder / name, marker="state.json")
+    files.publish_folder(aside, folder / name, marker=STATE)
     attempts.require_current(run, attempt)
     if is_best:  # before latest: a run killed in between is at the step before, and finds its best again
         _point(folder / "best", name)
@@ -88,9 +93,11 @@ def _write(aside: Path, checkpoint: Checkpoint, description: Mapping[str, Any]) 
         save_file(flat, aside / MOMENTS)
     except SafetensorError as error:
         raise OSError(str(error)) from None
+    for name in (WEIGHTS, MOMENTS):  # safetensors lets nobody else read what it writes
+        os.chmod(aside / name, aside.stat().st_mode & 0o666)
     files.write_json(aside / "config.json", dict(description))
     files.write_json(
-        aside / "state.json",
+        aside / STATE,
         {
             "schema": 1,
             "global_step": checkpoint.global_step,
@@ -111,14 +118,17 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         UserError: it is not a whole checkpoint.
     """
-    saved = files.read_json(folder / "state.json")
     try:
+        saved = files.read_json(folder / STATE)
         for name, digest in saved.get("files", {}).items():
             if file_digest(folder / name) != digest:
                 raise OSError(f"the bytes of {name} are not those that were written")
         weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
-    except (OSError, SafetensorError) as error:
-        remedy = f"point latest at another one: ln -sfn step-N {folder.parent / 'latest'}"
+    except (OSError, SafetensorError, UserError) as error:
+        others = [step.name for step in _steps(folder.parent) if step.name != folder.resolve().name]
+        remedy = (
+            f"go on from another: ln -sfn {others[-1]} {folder.parent / 'latest'}" if others else "there is no other"
+        )
         raise UserError(f"checkpoint {folder} is damaged ({error}); {remedy}") from None
     kinds = {
         kind: {name.removeprefix(f"{kind}."): t for name, t in moments.items() if name.startswith(f"{kind}.")}
@@ -136,8 +146,8 @@ def load(folder: Path) -> Checkpoint:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint of a run, if there is one."""
-    return _pointed(run / "checkpoints" / "latest")
+    """The newest checkpoint of a run, if there is one: that ``latest`` points at; without the link, the last step's."""
+    return _pointed(run / "checkpoints" / "latest") or next(reversed(_steps(run / "checkpoints")), None)
 
 
 def best(run: Path) -> Path | None:
@@ -179,10 +189,15 @@ def _point(link: Path, name: str) -> None:
     files.sync(link.parent)
 
 
+def _steps(folder: Path) -> list[Path]:
+    """The whole checkpoints in a folder, oldest first."""
+    found = [path for path in folder.glob("step-*") if re.fullmatch(r"step-\d+", path.name)]
+    return sorted((path for path in found if (path / STATE).exists()), key=lambda path: int(path.name[5:]))
+
+
 def _remove_old(folder: Path, keep: int) -> None:
     pointed = {path for link in ("latest", "best") if (path := _pointed(folder / link))}
-    steps = sorted((p for p in folder.iterdir() if re.fullmatch(r"step-\d+", p.name)), key=lambda p: int(p.name[5:]))
-    for path in set(steps[:-keep]) - pointed:
+    for path in set(_steps(folder)[:-keep]) - pointed:
         os.rename(path, folder / f".aside-old-{path.name}")  # whole or absent, here too
     files.sync(folder)
     for path in folder.glob(".aside-*"):  # what killed attempts left

@@ -106,6 +106,8 @@ def train(
             if run.global_step % cfg.save_every == 0 or is_last or is_best or must_leave:
                 stall["checkpoint_s"] = _save(engine, run, saver, is_best=is_best)
             if run.global_step % cfg.log_every == 0 or any(name in line for name in _SHOWN) or is_last:
+                if engine.rank == 0:
+                    saver.require_current()
                 say(_terminal_line(run.global_step, cfg.steps, line, clock.steps_per_s))
             if must_leave:
                 break
@@ -114,9 +116,10 @@ def train(
 
 
 def _require_written(engine: Engine, saver: Saver) -> None:
-    """Raises UserError on every rank if rank 0 could not write."""
-    if float(engine.sum_over_ranks(torch.tensor([float(saver.trouble is not None)]))) > 0:
-        raise UserError(saver.trouble or "rank 0 cannot write the run folder; its own line says why")
+    """Raises UserError on every rank if rank 0 could not write, the last checkpoint at the latest."""
+    why = saver.trouble or saver.unsaved
+    if float(engine.sum_over_ranks(torch.tensor([float(why is not None)]))) > 0:
+        raise UserError(why or "rank 0 cannot write the run folder; its own line says why")
 
 
 def _is_best(run: Run, judged_by: float) -> bool:

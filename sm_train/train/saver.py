@@ -12,7 +12,7 @@ from typing import Any
 
 from sm_train.errors import UserError
 from sm_train.runlog import say
-from sm_train.train import checkpoint
+from sm_train.train import attempts, checkpoint
 from sm_train.train.checkpoint import Checkpoint
 
 
@@ -30,11 +30,14 @@ class Saver:
         self._saving: Future[None] | None = None
         self.trouble: str | None = None
         """Why training must stop, once it must."""
+        self.unsaved: str | None = None
+        """Why the last save failed, if it did."""
 
     def start(self, saved: Checkpoint, *, is_best: bool) -> None:
         """Begin to write a checkpoint, once the one before is written."""
         self._wait()
-        what = f"the checkpoint of step {saved.global_step}"
+        size_mb = 12 * sum(tensor.numel() for tensor in saved.state.weights.values()) >> 20
+        what = f"the checkpoint of step {saved.global_step} ({size_mb} MB)"
         self._saving = self._thread.submit(self._save, what, saved, is_best)
 
     def is_in_trouble(self) -> bool:
@@ -43,6 +46,13 @@ class Saver:
             self._wait()
         return self.trouble is not None
 
+    def require_current(self) -> None:
+        """Learn whether a newer attempt has begun."""
+        try:
+            attempts.require_current(self.run, self.attempt)
+        except UserError as error:
+            self.trouble = str(error)
+
     @contextmanager
     def guarded(self, what: str) -> Iterator[None]:
         """Around writing to the run folder: a failure of the disk is said, and where it must be, kept as trouble."""
@@ -50,17 +60,19 @@ class Saver:
             yield
         except OSError as error:
             newest = checkpoint.latest(self.run)
-            said = (
+            self.unsaved = said = (
                 f"{what} could not be written: {error.strerror or error}; {self.run} has "
-                f"{shutil.disk_usage(self.run).free >> 20} MB free; its newest checkpoint: {newest and newest.name}"
+                f"{shutil.disk_usage(self.run).free >> 20} MB free, its newest checkpoint is "
+                f"{newest.name if newest else 'none'}"
             )
             if self.on_error == "stop":
-                self.trouble = f"{said}; make room and run the same command again"
+                self.trouble = f"{said}; make room (or raise the limit) and run the same command again"
             else:
                 say(f"warning: {said}; training goes on (loop.save_error=go_on)")
 
     def _save(self, what: str, saved: Checkpoint, is_best: bool) -> None:
         with self.guarded(what):
+            self.unsaved = None
             checkpoint.save(self.run, self.attempt, saved, self.description, is_best=is_best, keep=self.keep)
 
     def _wait(self) -> None:

@@ -1,4 +1,5 @@
-"""Signals that ask a run to save and leave: SIGTERM (schedulers, torchrun), SIGUSR1 (a warning before a time limit)."""
+"""Signals that ask a run to save and leave: SIGTERM (schedulers, torchrun), SIGUSR1 (a warning before a time limit),
+SIGHUP (a terminal that closed) unless it is ignored."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopRequest:
@@ -23,7 +24,8 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._came) for number in _SIGNALS}
+            wanted = [n for n in _SIGNALS if signal.getsignal(n) != signal.SIG_IGN]  # as nohup does
+            self._before = {number: signal.signal(number, self._came) for number in wanted}
         return self
 
     def _came(self, number: int, frame: FrameType | None) -> None:
@@ -32,5 +34,7 @@ class StopRequest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:  # the process is about to end: a launcher that ends it sooner must not hide why
+            return
         for number, handler in self._before.items():
             signal.signal(number, handler)

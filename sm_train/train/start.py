@@ -102,14 +102,27 @@ def begin(
     if resumed:
         state.global_step, state.position, state.best_valid = resumed.global_step, resumed.position, resumed.best_valid
     if engine.rank == 0:
+        _say_what_changes(cfg, folder, state)
         config.dump(cfg, folder / "config.yaml")
         write_environment(folder, engine.world_size)
         state.attempt = attempts.begin(folder, state.global_step, engine.world_size)
+        engine.watch.on_leave = lambda why: attempts.end(folder, state.attempt, state.global_step, why)
     say(
-        f"{folder}: {holds}, {engine.world_size} ranks on {engine.device.type}, "
+        f"{folder}: {holds}, {engine.world_size} rank{'s' * (engine.world_size > 1)} on {engine.device.type}, "
         f"from step {state.global_step} of {cfg.loop.steps}"
     )
     return state
+
+
+def _say_what_changes(cfg: Any, folder: Path, state: Run) -> None:
+    """What a person should know who goes on with a run."""
+    if (number := attempts.current(folder)) and "ended" not in (last := attempts.read(folder, number)):
+        who = f"pid {last.get('pid')} on {last.get('host')}"
+        say(f"attempt {number} ({who}) did not say how it ended; if it is still at work, it will stop without writing")
+    if state.global_step and (folder / "config.yaml").exists():
+        steps = config.read_yaml(folder / "config.yaml").get("loop", {}).get("steps")
+        if steps != cfg.loop.steps:
+            say(f"warning: loop.steps was {steps} and is {cfg.loop.steps}: the learning rate follows the new length")
 
 
 def follow_through(
@@ -129,6 +142,9 @@ def follow_through(
         how = signal_name or "complete"
     except UserError as error:
         how = f"error: {error}"
+        raise
+    except KeyboardInterrupt:
+        how = "interrupted"
         raise
     finally:
         if log is not None:

@@ -62,12 +62,15 @@ def _micro_batch(
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
     """Run a micro-batch in ``engine.split`` pieces; its sums by term, and whether its loss is finite."""
     pieces = batch.split(engine.split)
+    terms = {*objective.weights, *objective.measures}
     totals: dict[str, torch.Tensor] = {}
     is_finite = torch.tensor(True)
     for number in range(engine.split):
         # Every rank takes equally many passes, as ZeRO asks: where items are fewer than pieces, one is run for nothing.
         counts = float(number < len(pieces))
         sums = engine.forward(pieces[number if counts else 0])
+        if missing := sorted(terms - set(sums)):
+            raise UserError(f"the loss names the terms {sorted(terms)}, but its forward gives no {', '.join(missing)}")
         parts = [w / step.counts[t] * sums[t] for t, w in objective.weights.items() if step.counts[t] > 0]
         loss = counts * torch.stack(parts).sum()
         engine.backward(loss, is_last=is_last and number == engine.split - 1)

@@ -137,7 +137,9 @@ def test_a_position_past_the_last_step_begins_the_next_epoch(items: SpeechItems)
 
 
 def test_ranks_that_do_not_divide_the_lanes_are_an_error(items: SpeechItems) -> None:
-    with pytest.raises(UserError, match=r"batch\.lanes is 4, which 3 ranks do not divide; take a multiple of 3"):
+    with pytest.raises(
+        UserError, match=r"batch\.lanes is 4, which 3 ranks do not divide; start a number .* multiple of 3"
+    ):
         loader(items, world_size=3)
 
 

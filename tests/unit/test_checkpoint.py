@@ -179,3 +179,31 @@ def test_a_link_that_became_a_copy_is_refused(run: Path) -> None:
     (run / "checkpoints/latest").mkdir()
     with pytest.raises(UserError, match="latest is no link but a copy; make it one again: ln -s step-N"):
         checkpoint.latest(run)
+
+
+def test_a_run_whose_links_are_lost_goes_on_from_its_last_whole_step(run: Path) -> None:
+    save(run, 2, is_best=True)
+    save(run, 4)
+    for link in ("latest", "best"):
+        (run / "checkpoints" / link).unlink()
+    assert checkpoint.latest(run) == run / "checkpoints/step-4"
+    save(run, 6)
+    assert os.readlink(run / "checkpoints/latest") == "step-6"
+    assert os.readlink(run / "checkpoints/best") == "step-4"  # its best figure is all that is known
+
+
+@pytest.mark.parametrize("name", ["state.json", "mapper.safetensors", "moments.safetensors"])
+def test_a_damaged_checkpoint_is_named_with_another_to_go_on_from(run: Path, name: str) -> None:
+    save(run, 2)
+    save(run, 4)
+    path = run / "checkpoints/step-4" / name
+    data = path.read_bytes()
+    path.write_bytes(data[:-2] + bytes([data[-2] ^ 1]) + data[-1:])
+    with pytest.raises(UserError, match=r"step-4 is damaged .*ln -sfn step-2 .*checkpoints/latest"):
+        checkpoint.load(run / "checkpoints/step-4")
+
+
+def test_others_may_read_what_is_saved(run: Path) -> None:
+    save(run, 2)
+    modes = {path.stat().st_mode & 0o777 for path in (run / "checkpoints/step-2").iterdir()}
+    assert len(modes) == 1

@@ -89,7 +89,7 @@ def test_a_run_begins_with_its_config_and_goes_on_where_it_was(
     assert (state.contract, state.description, state.seed) == ({"seed": 0}, mapper.description(), 0)
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "environment.json", "attempts"}
     assert training.load(tmp_path / "run/config.yaml", stage=tune) == cfg
-    assert "some weights, 1 ranks on cpu, from step 0 of 8" in capsys.readouterr().out
+    assert "some weights, 1 rank on cpu, from step 0 of 8" in capsys.readouterr().out
     again = start.begin(cfg, engine, {"seed": 0}, mapper, saved(5, {"seed": 0}, world), "some weights")
     assert (again.attempt, again.global_step, again.position, again.best_valid) == (2, 5, Position(1, 2), 0.25)
 

@@ -12,16 +12,20 @@ import os
 import sys
 import threading
 import traceback
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 import torch
 import torch.distributed as dist
 
-from sm_train.errors import LOST
+from sm_train.errors import LOST, MISTAKEN, UserError
 from sm_train.train.engines.pulse import Centre, Spoke, connect, listen
 from sm_train.train.engines.verdict import Verdict
 
+MISTAKE = "a mistake: "
+"""How the last word of a rank begins that leaves with a person's mistake: the others leave as it does."""
 GRACE_S = 3.0
 """Seconds that a rank's own error is waited for, where another has left with one: it may well be the same."""
 
@@ -43,6 +47,8 @@ class Watch:
         self._is_ending = False
         self._last_word: str | None = None
         self._gave_up = threading.Event()
+        self.on_leave: Callable[[str], object] = lambda why: None
+        """Called when another rank makes this one leave, before the process ends."""
 
     def mark(self, doing: str) -> None:
         """Count one more piece of progress; every rank must make the same marks in the same order."""
@@ -83,8 +89,8 @@ class Watch:
         if is_collective(error):  # this process ends in the thread, if some rank is to blame
             self._gave_up.set()
             self._thread.join(self.heartbeat_s + 3)
-        words = " ".join(str(error).split())[:300]
-        self._finish(f"{type(error).__name__}: {words}" if words else type(error).__name__)
+        words, name = " ".join(str(error).split())[:300], type(error).__name__
+        self._finish(f"{MISTAKE}{words}" if isinstance(error, UserError) else f"{name}: {words}" if words else name)
 
     def _finish(self, last_word: str | None) -> None:
         with self._deciding:
@@ -111,14 +117,16 @@ class Watch:
         with self._deciding:
             if self._is_ending:
                 return
-            line = (
-                f"error: {verdict.text}; rank {self.rank} leaves at mark {self.marks} ({self.doing}), in "
-                f"{_standing()}; the same command goes on from the last checkpoint\n"
-            )
-            os.write(2, line.encode())  # sys.stderr may be locked by a main thread that hangs
+            is_mistake = verdict.is_last_word and f"left: {MISTAKE}" in verdict.text
+            where = f"rank {self.rank} leaves at mark {self.marks} ({self.doing}), in {_standing()}"
+            remedy = "" if is_mistake else "; the same command goes on from the last checkpoint"
+            # Straight to the descriptor: sys.stderr may be locked by a main thread that hangs.
+            os.write(2, f"error: {verdict.text}; {where}{remedy}\n".encode())
+            with suppress(Exception):
+                self.on_leave(verdict.text)
             if isinstance(self._end, Centre):
                 self._end.linger()
-            os._exit(LOST)
+            os._exit(MISTAKEN if is_mistake else LOST)
 
 
 def is_collective(error: BaseException) -> bool:
