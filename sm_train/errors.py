@@ -12,7 +12,9 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+_OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTDIR,
+)  # fmt: skip
 
 MISTAKEN = 2
 STOPPED = 75
@@ -47,7 +49,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
         raise SystemExit(MISTAKEN) from None
     except OSError as error:
-        if error.errno not in _NO_ROOM:
+        if error.errno not in _OF_THE_DISK:
             raise
         print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr, flush=True)
         raise SystemExit(MISTAKEN) from None

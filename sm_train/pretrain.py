@@ -78,8 +78,8 @@ class PretrainConfig:
         check_weights(self.shards)
         if self.batch.epoch_steps and isinstance(self.shards, str):
             raise ValueError("batch.epoch_steps is for several sets mixed, and shards is one folder; leave it at 0")
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must lie in [0, 2^63)")
         if self.trim not in TRIMS:
             raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
 

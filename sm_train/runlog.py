@@ -109,7 +109,7 @@ class RunLog:
         self._file: TextIO = self.path.open("a", encoding="utf-8")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
+        self._board: Any = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_step + 1)
 
     def _cut_back(self, step: int) -> None:
         if not self.path.exists():
@@ -128,11 +128,16 @@ class RunLog:
         finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
         self._file.write(json.dumps({"attempt": self.attempt, "step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, int | float):
-                self._board.add_scalar(name, value, step)
+        try:
+            for name, value in values.items():
+                if isinstance(value, int | float) and self._board is not None:
+                    self._board.add_scalar(name, value, step)
+        except OSError as error:  # its thread is dead from here on
+            say(f"warning: TensorBoard's events cannot be written any more: {error.strerror or error}")
+            self._board = None
 
     def close(self) -> None:
         """Flush and close the files."""
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()

@@ -104,8 +104,8 @@ class TuneConfig:
     loader: LoaderConfig = config.key(LoaderConfig(), "reading ahead, remote shard sets")
 
     def __post_init__(self) -> None:
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed is {self.seed}; it must lie in [0, 2^63)")
         if self.placement not in PLACEMENTS:
             raise ValueError(f"placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
         if not self.shares or not all(0 <= share < math.inf for share in self.tasks.values()):

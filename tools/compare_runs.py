@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sm_train.errors import UserError, run_command
 from sm_train.train import checkpoint
@@ -174,7 +174,7 @@ def _over_steps(name: str, values: Sequence[tuple[int, Any, Any]], tolerance: fl
         if difference > largest:
             largest, at_step = difference, step
         if difference > tolerance and first is None:
-            first = (step, f"{_shown(a)} against {_shown(b)}")
+            first = (step, f"{'nothing' if a is None else repr(a)} against {'nothing' if b is None else repr(b)}")
     return Quantity(name, f"{len(values)} steps", largest, at_step, first)
 
 
@@ -184,10 +184,6 @@ def _relative(a: Any, b: Any) -> float:
     if not isinstance(a, int | float) or not isinstance(b, int | float) or b == 0:
         return math.inf
     return abs(a - b) / abs(b)
-
-
-def _shown(value: Any) -> str:
-    return "nothing" if value is None else f"{value!r}"
 
 
 def _checkpoints(a: Path, b: Path, tolerance: float, notes: list[str]) -> list[Quantity]:
@@ -232,6 +228,8 @@ def _tensors(name: str, path_a: Path, path_b: Path, prefix: str, step: int, tole
 
 
 def main(argv: list[str]) -> None:
+    if {"-h", "--help"} & set(argv):
+        return print(__doc__)
     folders = [Path(word) for word in argv if "=" not in word]
     settings = dict(word.split("=", 1) for word in argv if "=" in word)
     try:
@@ -240,7 +238,10 @@ def main(argv: list[str]) -> None:
         raise UserError(f"tolerance is no number; {USAGE}") from None
     if len(folders) != 2 or settings or not 0 <= tolerance < math.inf:
         raise UserError(USAGE)
-    found = compare(*folders, tolerance)
+    try:
+        found = compare(*folders, tolerance)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"a checkpoint cannot be read: {error}") from None
     print(found)
     raise SystemExit(0 if found.equal else 1)
 

@@ -15,10 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sm_train.data.cuts import cut, halve
-from sm_train.data.plan import EpochPlan, plan_epoch
+from sm_train.data.plan import SHARDS_PER_WINDOW, EpochPlan, plan_epoch
 from sm_train.errors import UserError
-
-SHARDS_PER_WINDOW = 16
 
 Runs = tuple[NDArray[np.int64], NDArray[np.int64]]
 """Where micro-batches begin and end in the order of items [steps, G each]."""

@@ -141,7 +141,10 @@ class Shard:
             ValueError: the column's array has not the type and shape of ``out``, or the file is cut short.
         """
         begin, end = self._place(index)
-        sizes = struct.unpack(f"<{len(self._columns)}I", os.pread(self._handle, 4 * len(self._columns), begin))
+        words = os.pread(self._handle, 4 * len(self._columns), begin)
+        if len(words) != 4 * len(self._columns):
+            raise ValueError(f"it is cut short at sample {index}")
+        sizes = struct.unpack(f"<{len(self._columns)}I", words)
         number = [name for name, _ in self._columns].index(column)
         wanted = _array_head(out)
         head = bytearray(min(4 * len(sizes) + sum(sizes[:number]) + len(wanted), end - begin))

@@ -34,7 +34,7 @@ def locate(shards: str, target: str, cache: str | None, limit_gb: float) -> tupl
     Raises:
         UserError: a remote set without a cache, or one that is not complete or cannot be read.
     """
-    if cache is None:
+    if not cache:
         if "://" in shards:
             raise UserError(f"shards is {shards!r}, a remote set; set loader.cache to a folder on a local disk")
         return Path(shards), None
@@ -60,7 +60,10 @@ class Mirror:
         self.cache, self.limit_bytes = cache.absolute(), limit_bytes
         self._remote = Remote(self.uri)
         self.root = self.cache / digest(self.uri.encode())
-        self.root.mkdir(parents=True, exist_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"loader.cache is {str(cache)!r}, which cannot be a folder: {error.strerror}") from None
 
     def refresh(self, target: str) -> None:
         """Bring the small files of the set and of one target set up to date; what belongs to another state is removed.
@@ -78,6 +81,8 @@ class Mirror:
                     known = {}
                 remote = self._remote.stat(_OF_ROOT) if not base else self._remote.list(base)
                 remote.pop(base + _DATASET, None)
+                for name in set(known) - set(remote) - {"uri", "dataset"}:
+                    self._local(name).unlink(missing_ok=True)
                 kept = {name: self._small(name, info, known.get(name)) for name, info in remote.items()}
                 files.write_text(folder / _DATASET, dataset.decode())
                 files.write_json(folder / _RECORD, {"uri": self.uri, "dataset": digest(dataset), **kept})
@@ -118,7 +123,7 @@ class Mirror:
     def _fetch(self, name: str, path: Path, release: Callable[[], None]) -> None:
         size = self._remote.size(name)
         aside = path.with_name(f"{files.ASIDE}{path.name}")
-        handle = self._reserve(name, aside, size, release)
+        handle = self._reserve(name, path, size, release)
         if handle is None:  # another process was at it
             return
         try:
@@ -131,11 +136,14 @@ class Mirror:
         finally:
             os.close(handle)
 
-    def _reserve(self, name: str, aside: Path, size: int, release: Callable[[], None]) -> int | None:
+    def _reserve(self, name: str, path: Path, size: int, release: Callable[[], None]) -> int | None:
         """Room for a file, which stands aside with its final size and locked; None if another process fetches it."""
+        aside = path.with_name(f"{files.ASIDE}{path.name}")
         for attempt in range(_ATTEMPTS):
             with _locked(self.cache / ".lock"):
                 self._remove_leftovers()
+                if path.exists():  # another process was faster
+                    return None
                 if aside.exists():
                     busy = os.open(aside, os.O_RDONLY)
                 elif self._make_room(size):

@@ -8,6 +8,7 @@ Shape letters: B items, T frames, L tokens, E encoder width.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -155,6 +156,9 @@ class Sources:
         self.folders, self.mirrors = [one[0] for one in opened], [one[1] for one in opened]
         self.sets, self.weights = [one[2] for one in opened], [one[3] for one in opened]
         self._require_one_encoder()
+        for before, after in itertools.pairwise(opened):
+            if before[2].contract["utterances"] == after[2].contract["utterances"]:
+                raise UserError(f"shards names the same set twice, {before[0]} and {after[0]}; name it once")
         self.targets: TargetTable = join(self.sets) if self.is_mixed else self.sets[0]
 
     def training(self, splits: Sequence[str], seed: int) -> Utterances:

@@ -17,6 +17,7 @@ from sm_train.data.cuts import BLOCK_ITEMS, cut, halve
 from sm_train.errors import UserError
 
 WINDOW_ITEMS = 4096
+SHARDS_PER_WINDOW = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +168,7 @@ class Planner:
         self, lengths: NDArray[np.int64], seed: int, budget: int, lanes: int, window: int = WINDOW_ITEMS,
         of_epoch: Callable[[int], NDArray[np.int64] | None] = lambda epoch: None,
         names: list[str] | None = None, unit: str = "frames",
-        shard_of: NDArray[np.int64] | None = None, shards_per_window: int = 16,
+        shard_of: NDArray[np.int64] | None = None, shards_per_window: int = SHARDS_PER_WINDOW,
     ) -> None:  # fmt: skip
         check(lengths, budget, lanes, names, unit)
         self.lengths, self.lanes, self.of_epoch = lengths, lanes, of_epoch

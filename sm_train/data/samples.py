@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,6 +24,9 @@ TOKENS = {"id": "str", "tokens": "ndarray:int32"}
 _OPEN_SHARDS = 128
 _OPEN_MIRRORED = 1  # what a reader holds open cannot leave the cache
 
+_mirrored: weakref.WeakSet[Samples] = weakref.WeakSet()
+"""This process's readers of mirrored sets: what they hold open cannot leave the cache."""
+
 T = TypeVar("T")
 
 
@@ -41,6 +45,8 @@ class Samples:
         self._ids, self._parts, self._shards, self._index, self._xxh3 = arrays
         self._open: dict[str, mds.Shard] = {}
         self._lock = threading.RLock()
+        if mirror is not None:
+            _mirrored.add(self)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -107,13 +113,21 @@ class Samples:
                 )
             while len(self._open) >= (_OPEN_MIRRORED if self.mirror else _OPEN_SHARDS):
                 self._forget(next(iter(self._open)))
-            shard = mds.Shard(path, self.columns, self.mirror.open(name, self.close) if self.mirror else None)
+            shard = mds.Shard(path, self.columns, self.mirror.open(name, _release) if self.mirror else None)
         self._open[name] = shard  # the last one used stands last
         return shard
 
     def _forget(self, name: str) -> None:
         if shard := self._open.pop(name, None):
             shard.close()
+
+    def release(self) -> None:
+        """Close every open shard file, unless another thread is reading one."""
+        if self._lock.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                self._lock.release()
 
     def close(self) -> None:
         """Close every open shard file."""
@@ -128,3 +142,8 @@ class Samples:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _release() -> None:
+    for samples in list(_mirrored):
+        samples.release()

@@ -113,5 +113,6 @@ def join(sets: Sequence[TargetSet]) -> TargetTable:
     tokens = [int(one.table.column("num_tokens").to_numpy().sum()) for one in sets]
     mean_square = float(np.average([one.contract["mean_square"] for one in sets], weights=tokens))
     hashed = tensors_hash({"ids": torch.from_numpy(token_ids), "rows": rows_RD})
-    contract = {**first.contract, "embedding_hash": hashed, "mean_square": mean_square}
+    parts = [one.contract["part_hashes"] for one in sets]
+    contract = {**first.contract, "embedding_hash": hashed, "mean_square": mean_square, "part_hashes": parts}
     return TargetTable(contract, token_ids, rows_RD, first.tokenizer_file)

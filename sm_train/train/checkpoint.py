@@ -159,6 +159,17 @@ def best(run: Path) -> Path | None:
     return found if found is not None and found.exists() else latest(run)
 
 
+def require_unmoved(run: Path, global_step: int) -> None:
+    """Raises UserError if the newest checkpoint is another than the one that was read before this attempt counted."""
+    found = latest(run)
+    name = found.name if found else "step-0"
+    if name != f"step-{global_step}":
+        raise UserError(
+            f"run {run}: an older attempt saved {name} while this one was starting from step {global_step}; "
+            "run the same command again"
+        )
+
+
 def find(path: Path, name: str = "best") -> Path:
     """The checkpoint folder that ``best`` or ``latest`` of a run folder names; a checkpoint folder is taken as it is.
 
@@ -197,7 +208,12 @@ def _steps(folder: Path) -> list[Path]:
 
 def _remove_old(folder: Path, keep: int) -> None:
     pointed = {path for link in ("latest", "best") if (path := _pointed(folder / link))}
-    for path in set(_steps(folder)[:-keep]) - pointed:
+    last = int(os.readlink(folder / "latest").removeprefix("step-"))
+    # Those beyond latest were left by attempts that went further, before somebody pointed it back.
+    steps = _steps(folder)
+    beyond = [path for path in steps if int(path.name[5:]) > last]
+    older = [path for path in steps if path not in beyond][:-keep]
+    for path in {*older, *beyond} - pointed:
         os.rename(path, folder / f".aside-old-{path.name}")  # whole or absent, here too
     files.sync(folder)
     for path in folder.glob(".aside-*"):  # what killed attempts left

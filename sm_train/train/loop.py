@@ -6,6 +6,7 @@ a signal, or trouble with the disk, ends it on all ranks after the same step.
 
 from __future__ import annotations
 
+import itertools
 import math
 import resource
 import time
@@ -51,6 +52,8 @@ class LoopConfig:
         for name in ("steps", "log_every", "save_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.validate_every < 0:
+            raise ValueError(f"loop.validate_every is {self.validate_every}; it must be 0 or more")
 
 
 @dataclass
@@ -86,13 +89,16 @@ def train(
     stall: dict[str, float] = {}
     must_leave = False
     with StopRequest() as request, Saver(run.folder, run.attempt, run.description, cfg.keep, cfg.save_error) as saver:
-        for step in loader.steps(run.position):
-            if run.global_step >= cfg.steps:
-                break
-            flags = (request.name is not None, saver.is_in_trouble())
-            line, (must_leave, in_trouble) = _take_step(cfg, schedule, engine, objective, loader, step, run, flags)
+        engine.watch.on_leave = saver.before(engine.watch.on_leave)
+        for step in itertools.islice(loader.steps(run.position), max(cfg.steps - run.global_step, 0)):
+            flags = (request.name is not None, saver.is_in_trouble(), saver.best_is_lost)
+            line, (must_leave, in_trouble, best_is_lost) = _take_step(
+                cfg, schedule, engine, objective, loader, step, run, flags
+            )
             if in_trouble:
                 break
+            if best_is_lost:
+                run.best_valid, saver.best_is_lost = None, False
             line.update({**clock.tick(step), **stall})
             is_last, is_best = run.global_step == cfg.steps, False
             if validate is not None and (run.global_step % cfg.validate_every == 0 or is_last):
@@ -176,6 +182,7 @@ def _take_step(
 def _save(engine: Engine, run: Run, saver: Saver, *, is_best: bool) -> float:
     """Copy the state and let rank 0 write it beside the training; the wall seconds that training stood still."""
     begun = time.perf_counter()
+    saver.wait()  # two states at once might not fit the host's memory
     state = engine.capture()
     if state is not None:
         saver.start(Checkpoint(state, run.global_step, run.position, run.contract, run.best_valid), is_best=is_best)

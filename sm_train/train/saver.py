@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,6 +15,8 @@ from sm_train.errors import UserError
 from sm_train.runlog import say
 from sm_train.train import attempts, checkpoint
 from sm_train.train.checkpoint import Checkpoint
+
+_LINGER_S = 20.0
 
 
 class Saver:
@@ -32,10 +35,12 @@ class Saver:
         """Why training must stop, once it must."""
         self.unsaved: str | None = None
         """Why the last save failed, if it did."""
+        self.best_is_lost = False
+        """The best validation so far was to be saved, and could not."""
 
     def start(self, saved: Checkpoint, *, is_best: bool) -> None:
         """Begin to write a checkpoint, once the one before is written."""
-        self._wait()
+        self.wait()
         size_mb = 12 * sum(tensor.numel() for tensor in saved.state.weights.values()) >> 20
         what = f"the checkpoint of step {saved.global_step} ({size_mb} MB)"
         self._saving = self._thread.submit(self._save, what, saved, is_best)
@@ -43,7 +48,7 @@ class Saver:
     def is_in_trouble(self) -> bool:
         """Whether training must stop, as far as is known by now."""
         if self._saving is not None and self._saving.done():
-            self._wait()
+            self.wait()
         return self.trouble is not None
 
     def require_current(self) -> None:
@@ -59,23 +64,38 @@ class Saver:
         try:
             yield
         except OSError as error:
-            newest = checkpoint.latest(self.run)
-            self.unsaved = said = (
-                f"{what} could not be written: {error.strerror or error}; {self.run} has "
-                f"{shutil.disk_usage(self.run).free >> 20} MB free, its newest checkpoint is "
-                f"{newest.name if newest else 'none'}"
-            )
+            said = f"{what} could not be written: {error.strerror or error}"
+            with suppress(OSError):
+                newest = checkpoint.latest(self.run)
+                free_mb = shutil.disk_usage(self.run).free >> 20
+                said += (
+                    f"; {self.run} has {free_mb} MB free, its newest checkpoint is {newest.name if newest else 'none'}"
+                )
+            self.unsaved = said
             if self.on_error == "stop":
                 self.trouble = f"{said}; make room (or raise the limit) and run the same command again"
             else:
                 say(f"warning: {said}; training goes on (loop.save_error=go_on)")
 
     def _save(self, what: str, saved: Checkpoint, is_best: bool) -> None:
+        self.unsaved = None
         with self.guarded(what):
-            self.unsaved = None
             checkpoint.save(self.run, self.attempt, saved, self.description, is_best=is_best, keep=self.keep)
+            return
+        self.best_is_lost |= is_best
 
-    def _wait(self) -> None:
+    def before(self, leave: Callable[[str], object]) -> Callable[[str], object]:
+        """What to do when another rank makes this one leave: let the save in progress end, within bounds."""
+
+        def linger(why: str) -> None:
+            if self._saving is not None:
+                concurrent.futures.wait([self._saving], _LINGER_S)
+            leave(why)
+
+        return linger
+
+    def wait(self) -> None:
+        """Wait for the save in progress."""
         saving, self._saving = self._saving, None
         try:
             if saving is not None:
@@ -89,5 +109,5 @@ class Saver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._wait()
+        self.wait()
         self._thread.shutdown()

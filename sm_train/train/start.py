@@ -47,7 +47,8 @@ def frozen(dataset: Mapping[str, Any], targets: TargetTable) -> dict[str, Any]:
     """The frozen models and data that a shard set and its target set come from."""
     of_encoder = {name: dataset[name] for name in FROZEN_ENCODER}
     of_llm = {name: targets.contract[name] for name in FROZEN_LLM}
-    return {**of_encoder, **of_llm, "shards": dataset["part_hashes"]}
+    of_targets = {"normaliser": targets.contract["normaliser"], "targets": targets.contract["part_hashes"]}
+    return {**of_encoder, **of_llm, **of_targets, "shards": dataset["part_hashes"]}
 
 
 def read(run: Path, stage: str) -> checkpoint.Checkpoint | None:
@@ -106,6 +107,7 @@ def begin(
         config.dump(cfg, folder / "config.yaml")
         write_environment(folder, engine.world_size)
         state.attempt = attempts.begin(folder, state.global_step, engine.world_size)
+        checkpoint.require_unmoved(folder, state.global_step)
         engine.watch.on_leave = lambda why: attempts.end(folder, state.attempt, state.global_step, why)
     say(
         f"{folder}: {holds}, {engine.world_size} rank{'s' * (engine.world_size > 1)} on {engine.device.type}, "
@@ -150,6 +152,7 @@ def follow_through(
         if log is not None:
             with suppress(OSError):  # of a disk that is full; training has said so
                 log.close()
+            with suppress(OSError):
                 attempts.end(state.folder, state.attempt, state.global_step, how)
     if signal_name:
         engine.close()

@@ -141,11 +141,14 @@ def test_two_sets_share_a_limit_and_an_open_shard_stays(remote: Path, tmp_path: 
 
 def test_a_full_cache_names_limit_and_need(remote: Path, tmp_path: Path) -> None:
     first, second = opened(remote, tmp_path / "cache", 1), opened(remote, tmp_path / "cache", 1)
-    first[0]
+    assert first.mirror is not None
+    handle = first.mirror.open("part-0000000/shard.00000.mds", lambda: None)  # as another process holds it
     with pytest.raises(UserError, match=r"is full: .*part-0000001/shard.00000.mds needs .* GB, loader.cache_limit_gb"):
         second[4]
-    first.close()
+    os.close(handle)
     assert second[4]["id"] == "utt-10"
+    assert first[0]["id"] == "utt-00"  # the process's own readers make way for each other
+    assert second[8]["id"] == "utt-20"
     with pytest.raises(UserError, match="is full"):
         opened(remote, tmp_path / "small", 0.5)[0]
     assert cached(tmp_path / "small") == []

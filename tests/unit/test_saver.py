@@ -56,11 +56,11 @@ def test_a_full_disk_stops_or_goes_on_and_costs_nothing_that_was_there(
 
     with saver(run, on_error) as made_saver:
         made_saver.start(made(3), is_best=False)
-        made_saver._wait()
+        made_saver.wait()
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, "save_file", full)
             made_saver.start(made(6), is_best=False)
-            made_saver._wait()
+            made_saver.wait()
         assert made_saver.is_in_trouble() == (on_error == "stop")
         assert [path.name for path in (run / "checkpoints").iterdir() if not path.is_symlink()] == ["step-3"]
         latest = checkpoint.latest(run)

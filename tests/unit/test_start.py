@@ -57,7 +57,7 @@ def test_of_an_engine_only_what_changes_what_is_learnt_is_kept() -> None:
 def test_frozen_is_the_encoder_the_llm_and_the_data(shard_folder: Path) -> None:
     dataset, targets = files.read_json(shard_folder / "dataset.json"), TargetSet(shard_folder, tuning.TARGET)
     found = start.frozen(dataset, targets)
-    assert set(found) == {*start.FROZEN_ENCODER, *start.FROZEN_LLM, "shards"}
+    assert set(found) == {*start.FROZEN_ENCODER, *start.FROZEN_LLM, "normaliser", "targets", "shards"}
     assert found["shards"] == dataset["part_hashes"]
     assert found["tokenizer_hash"] == targets.contract["tokenizer_hash"]
     assert None not in [found[name] for name in found if not name.endswith("revision")]
@@ -90,8 +90,13 @@ def test_a_run_begins_with_its_config_and_goes_on_where_it_was(
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "environment.json", "attempts"}
     assert training.load(tmp_path / "run/config.yaml", stage=tune) == cfg
     assert "some weights, 1 rank on cpu, from step 0 of 8" in capsys.readouterr().out
+    with pytest.raises(UserError, match="saved step-0 while this one was starting from step 5; run the same command"):
+        start.begin(cfg, engine, {"seed": 0}, mapper, saved(5, {"seed": 0}, world), "some weights")
+    newest = tmp_path / "run/checkpoints/step-5"
+    newest.mkdir(parents=True)
+    (newest / "state.json").touch()
     again = start.begin(cfg, engine, {"seed": 0}, mapper, saved(5, {"seed": 0}, world), "some weights")
-    assert (again.attempt, again.global_step, again.position, again.best_valid) == (2, 5, Position(1, 2), 0.25)
+    assert (again.attempt, again.global_step, again.position, again.best_valid) == (3, 5, Position(1, 2), 0.25)
 
 
 def test_the_newest_checkpoint_is_read(world: Path, tmp_path: Path) -> None:

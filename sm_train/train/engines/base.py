@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import signal
 import sys
@@ -61,7 +62,12 @@ class EngineConfig:
             raise ValueError(f"engine.zero_stage is {self.zero_stage}; it must be 1, 2 or 3")
         if self.offload and self.zero_stage != 3:
             raise ValueError(f"engine.offload needs engine.zero_stage 3; it is {self.zero_stage}")
-        if self.heartbeat_s != 0 and self.heartbeat_s < 1:
+        for name in ("timeout_s", "clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"engine.{name} is {getattr(self, name)}; it must be a number from 0 on")
+        if self.timeout_s < 1:
+            raise ValueError(f"engine.timeout_s is {self.timeout_s}; it must be at least 1")
+        if self.heartbeat_s != 0 and not 1 <= self.heartbeat_s < math.inf:
             raise ValueError(f"engine.heartbeat_s is {self.heartbeat_s}; it must be at least 1, or 0 for no watch")
 
     @property

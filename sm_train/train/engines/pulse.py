@@ -45,7 +45,7 @@ class Link:
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         try:
             messages = [dict(json.loads(line)) for line in lines]
-        except (ValueError, TypeError):  # no rank of ours
+        except (ValueError, TypeError, RecursionError):  # no rank of ours
             return [], False
         return messages, bool(chunk) and len(self._rest) < _LONGEST_LINE
 
