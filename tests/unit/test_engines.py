@@ -236,3 +236,13 @@ def test_only_what_is_trained_is_cast_moved_and_captured(precision: str) -> None
     assert module.frozen.weight.grad is None
     assert set(weights(engine)) == set(engine.gradients()) == {"up", "down"}
     assert not torch.equal(weights(engine)["up"], Outer().inner.up)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("timeout_s", 0), ("timeout_s", float("nan")), ("heartbeat_s", 0.5), ("heartbeat_s", float("inf")), ("clip", -1),
+     ("split", 0)],
+)  # fmt: skip
+def test_settings_that_no_engine_can_take_are_errors(name: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"engine\.{name} is"):
+        EngineConfig(**{name: value})  # type: ignore[arg-type]

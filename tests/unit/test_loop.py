@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +15,11 @@ from torch import Tensor
 
 from sm_train import pretrain
 from sm_train.data.batches import Columns
-from sm_train.data.loader import Loader, plan_items
-from sm_train.data.plan import Position
+from sm_train.data.loader import Loader, Step, plan_items
+from sm_train.data.plan import EpochPlan, Position
 from sm_train.errors import UserError
 from sm_train.records import Batch
-from sm_train.train import start
+from sm_train.train import checkpoint, start
 from sm_train.train.engines import Engine
 from sm_train.train.loop import LoopConfig
 from sm_train.train.objectives.padded import PaddedObjective, PaddedRegression
@@ -100,6 +101,43 @@ def test_every_step_has_a_line_with_what_it_did(shard_folder: Path, tmp_path: Pa
     assert lines[-1]["loss"] < lines[0]["loss"]
     state = json.loads((tmp_path / "run/checkpoints/latest/state.json").read_text())
     assert (state["global_step"], state["adam_step"], state["scaler"]) == (10, 10, None)
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_nothing_beyond_the_last_step_is_asked_for(
+    shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: int
+) -> None:
+    real = Loader._step
+
+    def failing(self: Loader, epoch_plan: EpochPlan, position: Position, *rest: Any) -> Step:
+        if position.step >= 3:
+            raise UserError("the sample of a step beyond the last is damaged")
+        return real(self, epoch_plan, position, *rest)
+
+    monkeypatch.setattr(Loader, "_step", failing)
+    path = training.write_config(tmp_path / "run.yaml", shard_folder, loop={"steps": 3})
+    training.train(path, f"loader.read_ahead={ahead}")
+    assert (tmp_path / "run/checkpoints/latest").resolve().name == "step-3"
+    with pytest.raises(UserError, match="beyond the last is damaged"):
+        training.train(path, f"loader.read_ahead={ahead}", "loop.steps=4")
+
+
+def test_a_best_that_could_not_be_saved_is_forgotten(
+    shard_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, real = iter([0.1, 0.5, 0.7, 0.6, 0.9]), checkpoint._write
+
+    def full(aside: Path, saved: checkpoint.Checkpoint, description: Any) -> None:
+        if saved.global_step == 2:
+            raise OSError(28, "No space left on device")
+        real(aside, saved, description)
+
+    monkeypatch.setattr(checkpoint, "_write", full)
+    monkeypatch.setattr(pretrain, "_validation", lambda *_: lambda: {"valid_wer": next(found)})
+    path = training.write_config(tmp_path / "run.yaml", shard_folder)
+    training.train(path, "loop.validate_every=2", "loop.save_every=10", "loop.save_error=go_on", "loop.keep=9")
+    best = json.loads((tmp_path / "run/checkpoints/best/state.json").read_text())
+    assert (best["global_step"], best["best_valid"]) == (4, 0.5)
 
 
 def test_a_validation_that_is_not_finite_is_never_the_best(
@@ -215,7 +253,8 @@ def test_skips_without_end_are_an_error(shard_folder: Path, tmp_path: Path, monk
     assert (state["global_step"], state["adam_step"]) == (20, 0)
 
 
-@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("save_every", 0), ("keep", 0), ("nonfinite", "ignore")])
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("save_every", 0), ("keep", 0), ("nonfinite", "ignore"),
+                                              ("validate_every", -1), ("save_error", "ignore")])  # fmt: skip
 def test_bad_settings_are_errors(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"loop.{name} is".replace(".", r"\.")):
         LoopConfig(**{name: value})  # type: ignore[arg-type]

@@ -149,6 +149,12 @@ def test_features_of_another_encoder_are_refused(folders: list[Path], tmp_path: 
         Sources({str(folders[0]): 1, str(other): 1}, training.TARGET)
 
 
+def test_the_same_set_twice_is_refused(folders: list[Path], tmp_path: Path) -> None:
+    shutil.copytree(folders[0], tmp_path / "copy")
+    with pytest.raises(UserError, match="shards names the same set twice"):
+        Sources({str(folders[0]): 1, str(tmp_path / "copy"): 1}, training.TARGET)
+
+
 def test_splits_come_from_the_sets_that_have_them(folders: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     sources = Sources({str(folder): 1 for folder in folders}, training.TARGET)
     assert len(sources.validation(["valid"])) == 2 + 19

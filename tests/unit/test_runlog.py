@@ -30,6 +30,21 @@ def test_metrics_are_cut_back_to_the_checkpoints_step_on_resume(tmp_path: Path) 
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
 
 
+def test_tensorboard_that_cannot_write_any_more_costs_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    log = runlog.RunLog(tmp_path, attempt=1, resume_step=0)
+    monkeypatch.setattr(log._board, "add_scalar", full)
+    for step in (1, 2, 3):
+        log.write(step, {"loss": step / 2})
+    log.close()
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3]
+    assert capsys.readouterr().out.count("events cannot be written any more: No space left on device") == 1
+
+
 def test_progress_shows_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     with runlog.Progress("precompute", total_s=7200.0) as progress:
         progress.advance(3600.0, quarantined=2)
