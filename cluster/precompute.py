@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_train import config
-from sm_train.encode import UnitEncoder
+from sm_train.encoding.units import UnitEncoder
 from sm_train.errors import UserError, run_command
 from sm_train.precompute import PrecomputeConfig, make_encoder, run
 from sm_train.records import Receipt, Unit

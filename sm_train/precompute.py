@@ -7,22 +7,32 @@ One process does everything here; ``cluster.precompute`` spreads the same units 
 
 from __future__ import annotations
 
-from collections import Counter
+import json
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sm_train import config, files
-from sm_train.data import manifest, shards
-from sm_train.encode import UnitEncoder
+import torch
+
+from sm_train import config
+from sm_train.data import manifest, shards, store
+from sm_train.data.store import Store
+from sm_train.encoding.decode import DecodeConfig
+from sm_train.encoding.decoders import DecodePool
+from sm_train.encoding.units import Decoder, UnitEncoder
 from sm_train.errors import UserError, run_command
 from sm_train.models import targets
-from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, pick_device
+from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, SpeechEncoder, pick_device
 from sm_train.models.targets import TargetConfig
 from sm_train.records import Receipt, Unit
 from sm_train.runlog import Progress
+
+UNITS_AHEAD = 3
+"""Units that one process has at hand: one that is decoded, one in the encoder, one that is written."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +48,15 @@ class PrecomputeConfig:
     max_duration_s: float = config.key(60.0, "longer utterances are quarantined as too_long")
     silence_dbfs: float = config.key(-80.0, "utterances whose loudest sample is not above this are silent")
     max_quarantined_share: float = config.key(0.01, "the run fails above this share of quarantined utterances")
-    retry_quarantined: bool = config.key(False, "an unfinished set: encode parts with quarantined utterances again")
-    threads: int = config.key(1, "CPU threads of one encoding process; part of the contract, as it moves last bits")
+    threads: int = config.key(1, "CPU threads of one encoder; part of the contract, as it moves last bits")
+    decode_workers: int = config.key(1, "processes that decode audio for one encoder")
+    decode_timeout_s: float = config.key(60.0, "a decoder that is at one utterance for longer is ended")
+    ahead_mb: int = config.key(1024, "decoded, encoded and not yet written data of one encoder; at least a unit goes")
     actors: int = config.key(2, "cluster.precompute: encoding actors")
-    actor_gpus: float = config.key(0.0, "cluster.precompute: GPUs of one actor")
+    actor_gpus: float = config.key(0.0, "cluster.precompute: GPUs of one actor, a fraction if several share one")
 
     def __post_init__(self) -> None:
-        for name in ("unit_utterances", "batch_s", "threads", "actors"):
+        for name in ("unit_utterances", "batch_s", "threads", "actors", "decode_workers", "decode_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above zero")
 
@@ -54,27 +66,27 @@ Spread = Callable[[PrecomputeConfig, Sequence[Unit]], Iterator[Receipt]]
 
 def run(cfg: PrecomputeConfig, spread: Spread) -> None:
     """Bring the shard set and its target sets to completion: whatever is there already is not done again."""
-    root = Path(cfg.out)
+    place = store.at(cfg.out)
     utterances = manifest.read_manifest(Path(cfg.manifest))
     units = manifest.cut_units(utterances, cfg.unit_utterances)
     contract = describe(cfg, manifest.manifest_hash(utterances))
-    if shards.is_complete(root):
-        shards.require_same(contract, _described(root, contract), str(root), "give another out folder")
-        print(f"{root}: complete, {len(utterances)} utterances", flush=True)
+    if shards.is_complete(place):
+        shards.require_same(contract, _described(place, contract), place.uri, "give another out folder")
+        print(f"{place.uri}: complete, {len(utterances)} utterances", flush=True)
     else:
         contract |= environment(cfg)
-        shards.open_set(root, contract)
-        _clear_up(cfg, root, units)
-        _encode_units(root, units, lambda todo: spread(cfg, todo))
-        _check_quarantine(cfg, root, units)
-        shards.commit(root, [unit.part for unit in units], contract, "utterances.parquet")
+        shards.open_set(place, contract)
+        shards.remove_leftovers(place)
+        _encode_units(place, units, lambda todo: spread(cfg, todo))
+        _check_quarantine(cfg, place, units)
+        shards.commit(place, [unit.part for unit in units], contract, "utterances.parquet")
     for target in cfg.targets:
-        built = targets.build(target, root)
-        print(f"{root}/targets/{target.name}: {'built' if built else 'complete'}", flush=True)
+        built = targets.build(target, Path(cfg.out))
+        print(f"{cfg.out}/targets/{target.name}: {'built' if built else 'complete'}", flush=True)
 
 
-def _described(root: Path, contract: dict[str, Any]) -> dict[str, Any]:
-    dataset = files.read_json(root / shards.DATASET)
+def _described(place: Store, contract: dict[str, Any]) -> dict[str, Any]:
+    dataset = json.loads(place.read(shards.DATASET))
     return {name: dataset.get(name) for name in contract}
 
 
@@ -82,7 +94,7 @@ def describe(cfg: PrecomputeConfig, manifest_hash: str) -> dict[str, Any]:
     """The contract of the shard set a config asks for."""
     encoder = cfg.encoder
     return {
-        "schema": 1,
+        "schema": 2,
         "encoder": encoder.path,
         "encoder_revision": encoder.revision,
         "layer": encoder.layer,
@@ -105,46 +117,58 @@ def environment(cfg: PrecomputeConfig) -> dict[str, Any]:
     return {"device_type": device_type, "threads": cfg.threads, "software": software}
 
 
-def make_encoder(cfg: PrecomputeConfig) -> UnitEncoder:
-    """The worker that one process, here or in an actor, holds."""
-    audio_root = Path(cfg.manifest).resolve().parent
-    return UnitEncoder(
-        cfg.encoder, Path(cfg.out), audio_root, cfg.batch_s, cfg.max_duration_s, cfg.silence_dbfs, cfg.threads
+def make_encoder(cfg: PrecomputeConfig, decoder: Callable[[DecodeConfig], Decoder] | None = None) -> UnitEncoder:
+    """The worker that one process, here or in an actor, holds.
+
+    Args:
+        decoder: makes what decodes for it; None for processes beside this one.
+    """
+    torch.set_num_threads(cfg.threads)
+    encoder = SpeechEncoder(cfg.encoder)
+    decoding = DecodeConfig(
+        str(Path(cfg.manifest).resolve().parent),
+        cfg.max_duration_s,
+        cfg.silence_dbfs,
+        encoder.shortest_samples,
+        encoder.inputs.to_json(),
     )
+    made = decoder(decoding) if decoder else DecodePool(decoding, cfg.decode_workers, cfg.decode_timeout_s)
+    return UnitEncoder(encoder, made, store.at(cfg.out), cfg.batch_s, cfg.max_duration_s, cfg.ahead_mb << 20)
 
 
 def in_this_process(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
-    """Encode units one after the other."""
+    """Encode units in order, some ahead."""
     encoder = make_encoder(cfg)
-    for unit in units:
-        yield encoder.encode_unit(unit)
+    ahead: deque[Future[Receipt]] = deque()
+    try:
+        for unit in units:
+            ahead.append(encoder.submit(unit))
+            if len(ahead) >= UNITS_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        encoder.close()
 
 
-def _clear_up(cfg: PrecomputeConfig, root: Path, units: Sequence[Unit]) -> None:
-    shards.remove_leftovers(root)
-    for unit in units if cfg.retry_quarantined else ():
-        if shards.is_committed(root, unit.part) and shards.read_part(root, unit.part)["quarantined"]:
-            shards.remove_part(root, unit.part)
-
-
-def _encode_units(root: Path, units: Sequence[Unit], receipts: Callable[[Sequence[Unit]], Iterator[Receipt]]) -> None:
-    todo = [unit for unit in units if not shards.is_committed(root, unit.part)]
+def _encode_units(place: Store, units: Sequence[Unit], receipts: Callable[[Sequence[Unit]], Iterator[Receipt]]) -> None:
+    todo = [unit for unit in units if not shards.is_committed(place, unit.part)]
     total_s = sum(u.duration_s for unit in todo for u in unit.utterances)
     if len(todo) < len(units):
-        print(f"{root}: {len(units) - len(todo)} of {len(units)} parts are there already", flush=True)
+        print(f"{place.uri}: {len(units) - len(todo)} of {len(units)} parts are there already", flush=True)
     with Progress("precompute", total_s) as progress:
         for receipt in receipts(todo) if todo else ():
             progress.advance(receipt.audio_s, quarantined=receipt.num_quarantined)
 
 
-def _check_quarantine(cfg: PrecomputeConfig, root: Path, units: Sequence[Unit]) -> None:
-    rows = [row for unit in units for row in shards.read_part(root, unit.part)["quarantined"]]
+def _check_quarantine(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit]) -> None:
+    rows = [row for unit in units for row in shards.read_part(place, unit.part)["quarantined"]]
     num_utterances = sum(len(unit.utterances) for unit in units)
     if not rows:
         return
     reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in rows).most_common())
     print(
-        f"{root}: {len(rows)} of {num_utterances} utterances quarantined ({reasons})",
+        f"{place.uri}: {len(rows)} of {num_utterances} utterances quarantined ({reasons})",
         flush=True,
     )
     if len(rows) > cfg.max_quarantined_share * num_utterances:
@@ -152,7 +176,7 @@ def _check_quarantine(cfg: PrecomputeConfig, root: Path, units: Sequence[Unit]) 
         raise UserError(
             f"{len(rows)} of {num_utterances} utterances are quarantined ({reasons}), above max_quarantined_share "
             f"{cfg.max_quarantined_share:g}; the first is {first['id']!r}: {first['detail']}. "
-            "Mend the audio files and run again with retry_quarantined=true, or raise max_quarantined_share and run "
+            "Mend the audio files and run again with requeue=true, or raise max_quarantined_share and run "
             "again (a changed manifest needs another out folder)"
         )
 

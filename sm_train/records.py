@@ -6,11 +6,13 @@ Shape letters: B items, T encoder frames, L tokens, A answer tokens, E encoder w
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, Self
+from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # processes that only decode audio do without it
+    import torch
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,28 +44,30 @@ class Task:
 
 
 @dataclass(frozen=True, slots=True)
-class Unit:
-    """What one actor call processes: consecutive rows of the manifest that become one part."""
-
-    index: int
-    utterances: tuple[Utterance, ...]
-
-    @property
-    def part(self) -> str:
-        """The folder's name in the shard set, seven digits."""
-        return f"part-{self.index:07d}"
-
-
-@dataclass(frozen=True, slots=True)
 class Quarantined:
     """An utterance that was not committed, and why."""
 
     id: str
     reason: str
-    """A code: missing_audio, undecodable, truncated, empty_audio, silent, too_long, too_short, empty_text, non_finite,
-    too_many_tokens."""
+    """A code: missing_audio, undecodable, truncated, empty_audio, silent, too_long, too_short, too_large, empty_text,
+    non_finite, times_out, crashes_decoder, crashes_encoder; in a target set empty_text, too_many_tokens."""
     detail: str
     attempts: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What one actor call processes: consecutive rows of the manifest that become one part."""
+
+    index: int
+    utterances: tuple[Utterance, ...]
+    barred: tuple[Quarantined, ...] = ()
+    """Those of its utterances that must not be touched, as they ended a process; they are quarantined so."""
+
+    @property
+    def part(self) -> str:
+        """The folder's name in the shard set, seven digits."""
+        return f"part-{self.index:07d}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +80,12 @@ class Receipt:
     audio_s: float
     """By the manifest, quarantined utterances included."""
     encode_s: float
-    """Wall seconds the unit took in its process."""
+    """Seconds that the encoder was at work on it."""
+    write_s: float
+    wall_s: float
+    """From the moment its process took it up, beside the units before it."""
+    reasons: tuple[str, ...] = ()
+    """Why utterances were quarantined, one code each."""
 
 
 class MicroBatch(Protocol):

@@ -69,7 +69,9 @@ def _refuse_silence(samples_S: NDArray[np.float32], silence_dbfs: float) -> None
         raise BadAudio("silent", f"the loudest sample is {peak:.2e}, at or below silence_dbfs {silence_dbfs:g}")
 
 
-def load_utterance(utterance: Utterance, root: Path, max_duration_s: float, silence_dbfs: float) -> NDArray[np.float32]:
+def load_utterance(
+    utterance: Utterance, root: Path | str, max_duration_s: float, silence_dbfs: float
+) -> NDArray[np.float32]:
     """The checked samples [S] of a manifest row; relative paths start at ``root``.
 
     Raises:
@@ -79,6 +81,6 @@ def load_utterance(utterance: Utterance, root: Path, max_duration_s: float, sile
         raise BadAudio("empty_text", "the manifest gives no text")
     if utterance.duration_s > max_duration_s:
         raise BadAudio("too_long", f"{utterance.duration_s:.2f} s is above max_duration_s {max_duration_s:g}")
-    samples_S = load(root / utterance.audio, utterance.start_s, utterance.duration_s)
+    samples_S = load(Path(root) / utterance.audio, utterance.start_s, utterance.duration_s)
     _refuse_silence(samples_S, silence_dbfs)
     return samples_S

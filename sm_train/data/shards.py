@@ -1,16 +1,17 @@
 """Shard sets: parts that are whole or absent, and the tables that describe them.
 
-A set is a folder of parts. ``contract.json`` says what the set is and is written first; a part is complete the moment
-its folder carries its name; ``dataset.json`` is written last and makes the set complete.
+A set is a folder of parts, or a prefix of an object store. ``contract.json`` says what the set is and is written first;
+a part is complete the moment its ``_DONE.json`` stands under its name; ``dataset.json`` is written last and makes the
+set complete.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sm_train import config, files
-from sm_train.data import mds
+from sm_train.data import mds, store
+from sm_train.data.store import Place
 from sm_train.errors import UserError
 from sm_train.records import Quarantined
 
@@ -26,23 +28,27 @@ DONE = "_DONE.json"
 DATASET = "dataset.json"
 CONTRACT = "contract.json"
 QUARANTINE = "quarantine.parquet"
+_PART = "part-"
+_READERS = 16  # small files fetched side by side
 
 
-def open_set(root: Path, contract: Mapping[str, Any]) -> None:
+def open_set(root: Place, contract: Mapping[str, Any]) -> None:
     """Start or continue a set: once there is a part, its contract must stay the same.
 
     Raises:
         UserError: the folder holds a set with another contract, or something that is no set.
     """
-    path = root / CONTRACT
-    if path.exists() and any(root.glob("part-*")):
-        require_same(dict(contract), files.read_json(path), str(root), "give another folder, or remove this one")
+    place = store.at(root)
+    names = place.names()
+    if CONTRACT in names and parts_of(place):
+        found = json.loads(place.read(CONTRACT))
+        require_same(dict(contract), found, place.uri, "give another folder, or remove this one")
         return
-    if not path.exists() and root.exists() and any(not entry.name.startswith(".") for entry in root.iterdir()):
+    if CONTRACT not in names and names:
         raise UserError(
-            f"folder {root} is not empty and holds no shard set ({CONTRACT} is missing); give another folder"
+            f"folder {place.uri} is not empty and holds no shard set ({CONTRACT} is missing); give another folder"
         )
-    files.write_json(path, contract)
+    place.write(CONTRACT, files.json_bytes(contract))
 
 
 def require_same(wanted: Mapping[str, Any], found: Mapping[str, Any], where: str, remedy: str) -> None:
@@ -58,18 +64,23 @@ def require_same(wanted: Mapping[str, Any], found: Mapping[str, Any], where: str
             )
 
 
-def is_complete(root: Path) -> bool:
+def is_complete(root: Place) -> bool:
     """Whether the whole set is there."""
-    return (root / DATASET).exists()
+    return store.at(root).exists(DATASET)
 
 
-def is_committed(root: Path, part: str) -> bool:
+def is_committed(root: Place, part: str) -> bool:
     """Whether a part is there, whole."""
-    return (root / part / DONE).exists()
+    return store.at(root).exists(f"{part}/{DONE}")
+
+
+def parts_of(root: Place) -> list[str]:
+    """The names under which parts are, or begin to be, there."""
+    return [name for name in store.at(root).names() if name.startswith(_PART)]
 
 
 def write_part(
-    root: Path,
+    root: Place,
     part: str,
     columns: Mapping[str, str],
     samples: Iterable[Mapping[str, Any]],
@@ -77,7 +88,7 @@ def write_part(
     quarantined: Sequence[Quarantined],
     facts: Mapping[str, Any],
 ) -> None:
-    """Write one part: aside, read back, synced, renamed. Killed at any point, it is whole or absent.
+    """Write one part: aside, read back, then published. Killed at any point, it is whole or absent.
 
     Args:
         samples: what goes into the shards.
@@ -85,8 +96,8 @@ def write_part(
         quarantined: the rows of this part that were left out.
         facts: what the writer learned that must be the same for all parts; it joins the set's contract.
     """
-    aside = root / f"{files.ASIDE}{part}-{os.getpid()}"
-    shutil.rmtree(aside, ignore_errors=True)
+    place = store.at(root)
+    aside = place.scratch(part)
     refs = mds.write(aside, columns, samples)
     done = {
         "rows": [{**row, **asdict(ref)} for row, ref in zip(rows, refs, strict=True)],
@@ -95,68 +106,81 @@ def write_part(
         "files": {path.name: mds.file_digest(path) for path in sorted(aside.iterdir())},
     }
     files.write_json(aside / DONE, done)
-    files.publish_folder(aside, root / part, DONE)
+    place.publish(aside, part, DONE)
 
 
-def read_part(root: Path, part: str) -> dict[str, Any]:
+def read_part(root: Place, part: str) -> dict[str, Any]:
     """What a committed part says of itself: rows, quarantined, facts, files."""
-    done: dict[str, Any] = files.read_json(root / part / DONE)
+    done: dict[str, Any] = json.loads(store.at(root).read(f"{part}/{DONE}"))
     return done
 
 
-def remove_part(root: Path, part: str) -> None:
-    """Take a part out of an incomplete set, at once and whole."""
-    aside = root / f"{files.ASIDE}removed-{part}-{os.getpid()}"
-    os.rename(root / part, aside)
-    shutil.rmtree(aside)
-
-
-def remove_leftovers(root: Path) -> None:
+def remove_leftovers(root: Place) -> None:
     """Remove what killed writers left aside; call it only where no writer is at work."""
-    for path in root.glob(f"{files.ASIDE}*"):
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+    store.at(root).sweep()
 
 
-def commit(root: Path, parts: Sequence[str], contract: Mapping[str, Any], table_name: str) -> None:
+def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table_name: str) -> None:
     """Join the parts of a set, on which nobody works any more, and complete it: ``dataset.json`` is written last.
+
+    A set that was complete and has got more parts is openly incomplete while this runs. An utterance that one part
+    quarantined and a later one holds is committed; one that several quarantined is as the last one says.
 
     Raises:
         UserError: no sample is in any part, or two parts state different facts.
     """
-    remove_leftovers(root)
-    tables, quarantined, shard_entries, part_hashes = [], [], [], {}
-    facts = read_part(root, parts[0])["facts"]
+    place = store.at(root)
+    remove_leftovers(place)
+    place.remove(DATASET)
+    tables, bad, shard_entries, part_hashes = [], dict[str, dict[str, Any]](), [], {}
+    facts: dict[str, Any] | None = None
     num_rows = 0
-    for part in parts:
-        done = read_part(root, part)
-        require_same(facts, done["facts"], str(root / part), "remove the part and run the same command again")
-        if done["rows"]:
-            rows = [{"ordinal": num_rows + i, **row, "part": part} for i, row in enumerate(done["rows"])]
-            tables.append(pa.Table.from_pylist(rows))
-            num_rows += len(rows)
-        quarantined += done["quarantined"]
-        part_hashes[part] = mds.file_digest(root / part / DONE)
-        for entry in files.read_json(root / part / "index.json")["shards"]:
-            entry["raw_data"]["basename"] = f"{part}/{entry['raw_data']['basename']}"
-            shard_entries.append(entry)
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = pool.map(lambda part: (place.read(f"{part}/{DONE}"), place.read(f"{part}/index.json")), parts)
+        for part, (done_bytes, index_bytes) in zip(parts, read, strict=True):
+            done = json.loads(done_bytes)
+            facts = done["facts"] if facts is None else facts
+            where = f"{place.uri}/{part}"
+            require_same(facts, done["facts"], where, "remove the part and run the same command again")
+            if done["rows"]:
+                rows = [{"ordinal": num_rows + i, **row, "part": part} for i, row in enumerate(done["rows"])]
+                tables.append(pa.Table.from_pylist(rows))
+                num_rows += len(rows)
+            bad |= {row["id"]: row for row in done["quarantined"]}
+            for row in done["rows"]:
+                bad.pop(row["id"], None)
+            part_hashes[part] = mds.digest(done_bytes)
+            for entry in json.loads(index_bytes)["shards"]:
+                entry["raw_data"]["basename"] = f"{part}/{entry['raw_data']['basename']}"
+                shard_entries.append(entry)
+    quarantined = list(bad.values())
     if not tables:
         first = f"; the first: {quarantined[0]['id']!r}, {quarantined[0]['detail']}" if quarantined else ""
-        raise UserError(f"{root}: all {len(quarantined)} utterances are quarantined{first}")
-    write_table(root / table_name, pa.concat_tables(tables).combine_chunks())
-    write_table(root / QUARANTINE, pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA))
-    files.write_text(root / "index.json", json.dumps({"shards": shard_entries, "version": 2}, sort_keys=True))
+        raise UserError(f"{place.uri}: all {len(quarantined)} utterances are quarantined{first}")
+    hashes = {}
+    for name, table in (
+        (table_name, pa.concat_tables(tables).combine_chunks()),
+        (QUARANTINE, pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA)),
+    ):
+        data = _parquet(table)
+        hashes[name] = mds.digest(data)
+        place.write(name, data)
+    index = json.dumps({"shards": shard_entries, "version": 2}, sort_keys=True)
+    place.write("index.json", index.encode())
     counts = {"num_committed": num_rows, "num_quarantined": len(quarantined), "num_parts": len(parts)}
-    table_hashes = {name: mds.file_digest(root / name) for name in (table_name, QUARANTINE)}
-    hashes = {"part_hashes": config.fingerprint(part_hashes), "table_hashes": table_hashes}
-    files.write_json(root / DATASET, {**contract, **facts, **counts, **hashes})
+    of_parts = {"part_hashes": config.fingerprint(part_hashes), "table_hashes": hashes}
+    place.write(DATASET, files.json_bytes({**contract, **(facts or {}), **counts, **of_parts}))
 
 
 _QUARANTINE_SCHEMA = pa.schema(
     [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())]
 )
+
+
+def _parquet(table: pa.Table) -> bytes:
+    buffer = BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -165,7 +189,7 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 
 def read_table(root: Path, table_name: str) -> pa.Table:
-    """A table of a complete set, verified.
+    """A table of a complete set in a folder, verified.
 
     Raises:
         UserError: the set is absent or not complete, or its table is not the one that was committed with it.

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from sm_train import config, files
 from sm_train.data.audio import SAMPLE_RATE_HZ
 from sm_train.data.hashing import tensors_hash
-from sm_train.data.lengths import pooled_frames
+from sm_train.data.lengths import pooled_frames, shortest_samples
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
 
@@ -44,6 +44,14 @@ class EncoderConfig:
             raise ValueError(f"encoder.pool is {self.pool}; it must be 1 or more")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"encoder.dtype is {self.dtype!r}; it must be float32, bfloat16 or float16")
+
+
+class _AsIs:
+    def prepare(self, samples_S: NDArray[np.float32]) -> NDArray[np.float32]:
+        return samples_S
+
+    def to_json(self) -> str | None:
+        return None
 
 
 class SpeechEncoder:
@@ -75,6 +83,9 @@ class SpeechEncoder:
         settings.speech_encoder_layers = encoder.layer
         settings.add_adapter = False
         self.width: int = settings.hidden_size
+        self.equal_length, self.frame_rate_hz = False, ENCODER_FRAME_RATE_HZ / encoder.pool
+        self.shortest_samples = shortest_samples(encoder.pool)
+        self.inputs = _AsIs()
         self.device = device_here(encoder.device)
         self.dtype = getattr(torch, encoder.dtype)
         with torch.device("meta"):

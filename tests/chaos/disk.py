@@ -79,7 +79,8 @@ class Disk:
         for name in _CALLS:
             patch.setattr(os, name, followed(name, getattr(os, name)))
         patch.setattr(checkpoint, "save_file", followed("save_file", checkpoint.save_file))
-        patch.setattr(Path, "write_text", followed("write_text", Path.write_text))
+        for name in ("write_text", "write_bytes"):
+            patch.setattr(Path, name, followed(name, getattr(Path, name)))
 
     def look(self, call: str = "start") -> None:
         """Take in what has changed."""

@@ -100,7 +100,7 @@ def test_a_stop_after_any_call_of_a_run_leaves_whole_checkpoints_and_the_run_goe
     """Attempts, log and saves; the process dies, or power is lost and what was not synced is there, cut or missing."""
     found = saves.all_recovered(tmp_path, begin, monkeypatch, thorough=False)
     names = {state.call.split()[0] for state in found.states}
-    assert {"mkdir", "open", "save_file", "write_text", "rename", "replace", "symlink", "unlink", "line"} <= names
+    assert {"mkdir", "open", "save_file", "write_bytes", "rename", "replace", "symlink", "unlink", "line"} <= names
     assert found.calls > 100
     assert len(found.states) > 150
     assert {state.saved for state in found.states} >= {1, 2, 3, 4}

@@ -70,7 +70,7 @@ class FakeRay:
             return None
         if error := self.script.pop((number, unit.index), None):
             raise error
-        return Receipt(unit.part, 1, 0, 1.0, 1.0)
+        return Receipt(unit.part, 1, 0, 1.0, 1.0, 0.1, 1.2)
 
 
 class _Actor(SimpleNamespace):

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from sm_train import files
-from sm_train.data import mds, shards
+from sm_train.data import mds, shards, store
 from sm_train.data.samples import FEATS, Samples
 from sm_train.errors import UserError
 from sm_train.records import Quarantined
@@ -98,7 +98,7 @@ def test_writing_a_part_again_and_clearing_up(tmp_path: Path) -> None:
     (tmp_path / ".aside-index.json-7").write_text("half")
     shards.remove_leftovers(tmp_path)
     assert os.listdir(tmp_path) == ["part-0000000"]
-    shards.remove_part(tmp_path, "part-0000000")
+    store.at(tmp_path).remove("part-0000000", shards.DONE)
     assert os.listdir(tmp_path) == []
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,31 +10,40 @@ import pytest
 from sm_train.data import shards
 from sm_train.data.lengths import encoder_frames, pooled_frames
 from sm_train.data.manifest import cut_units, read_manifest
-from sm_train.encode import UnitEncoder, cut_batches
+from sm_train.encoding.batches import cut_batches
+from sm_train.encoding.units import UnitEncoder
 from sm_train.models.speech import EncoderConfig
+from sm_train.precompute import PrecomputeConfig, make_encoder
 from sm_train.records import Unit
 from tests import builders
 
 
-def test_batches_are_neighbours_under_the_budget() -> None:
+def test_batches_hold_like_lengths_under_the_budget() -> None:
     assert cut_batches([1, 1, 1, 1], 2.0) == [[0, 1], [2, 3]]
-    assert cut_batches([1, 3, 1, 1, 1], 3.0) == [[0], [1], [2, 3, 4]]
+    assert cut_batches([1, 3, 1, 1, 1], 3.0) == [[0, 2, 3], [4], [1]]
+    assert cut_batches([1, 2, 1, 1.00001, 2], 9.0, equal_length=True) == [[0, 2, 3], [1, 4]]
     assert cut_batches([9, 9], 2.0) == [[0], [1]]
     assert cut_batches([], 2.0) == []
     durations = np.random.default_rng(0).uniform(0.5, 20, size=200).tolist()
     batches = cut_batches(durations, 60.0)
-    assert [i for batch in batches for i in batch] == list(range(200))
+    assert sorted(i for batch in batches for i in batch) == list(range(200))
+    padded_s = sum(len(batch) * max(durations[i] for i in batch) for batch in batches)
+    assert sum(durations) / padded_s > 0.9
     assert all(len(batch) * max(durations[i] for i in batch) <= 60.0 for batch in batches)
 
 
-@pytest.fixture(scope="module")
-def make(encoder_folder: Path, manifest: Path) -> object:
-    def unit_encoder(root: Path, **changes: object) -> UnitEncoder:
-        keys = {"batch_s": 12.0, "max_duration_s": 60.0, "silence_dbfs": -80.0, "threads": 1, **changes}
-        encoder = EncoderConfig(path=str(encoder_folder), layer=2, device="cpu")
-        return UnitEncoder(encoder, root, manifest.parent, **keys)
+@pytest.fixture
+def make(encoder_folder: Path, manifest: Path) -> Iterator[Callable[..., UnitEncoder]]:
+    made = []
 
-    return unit_encoder
+    def unit_encoder(root: Path, manifest: Path = manifest) -> UnitEncoder:
+        frozen = EncoderConfig(path=str(encoder_folder), layer=2, device="cpu")
+        made.append(make_encoder(PrecomputeConfig(str(manifest), str(root), frozen, batch_s=12.0)))
+        return made[-1]
+
+    yield unit_encoder
+    for encoder in made:
+        encoder.close()
 
 
 def test_a_units_part_holds_every_utterance_in_order(make, manifest: Path, tmp_path: Path) -> None:
@@ -54,7 +64,7 @@ def test_a_part_that_is_there_is_left_alone(
     (unit, *_) = cut_units(read_manifest(manifest), 4)
     encoder = make(tmp_path)
     first = encoder.encode_unit(unit)
-    monkeypatch.setattr(encoder, "encoder", None)  # a second forward pass would fail
+    monkeypatch.setattr(encoder.encoder, "encode", None)  # a second forward pass would fail
     again = encoder.encode_unit(unit)
     assert (again.part, again.num_committed, again.audio_s) == (first.part, first.num_committed, first.audio_s)
 
@@ -82,16 +92,15 @@ def test_a_bad_utterance_leaves_its_place_blank(make, manifest: Path, tmp_path: 
 def test_the_shortest_utterance_that_makes_a_position_is_kept_and_a_shorter_one_is_not(make, tmp_path: Path) -> None:
     import soundfile
 
-    encoder = make(tmp_path)
-    encoder.audio_root = tmp_path
-    edge = encoder.shortest_samples
+    encoder = make(tmp_path / "set", tmp_path / "m.parquet")
+    edge = encoder.encoder.shortest_samples
     rows = []
     for count in (1, 399, 400, edge - 1, edge):
         soundfile.write(tmp_path / f"{count}.wav", builders.tones(np.random.default_rng(0), count / 16_000), 16_000)
         rows.append(builders.row(f"u{count}", f"{count}.wav", count / 16_000, "hello"))
     unit = Unit(0, tuple(read_manifest(builders.write_manifest(tmp_path / "m.parquet", rows))))
     encoder.encode_unit(unit)
-    done = shards.read_part(tmp_path, unit.part)
+    done = shards.read_part(tmp_path / "set", unit.part)
     assert [(r["id"], r["num_frames"]) for r in done["rows"]] == [(f"u{edge}", 4)]
     assert {r["reason"] for r in done["quarantined"]} == {"too_short"}
 
@@ -103,4 +112,5 @@ def test_features_that_overflow_float16_are_quarantined(make, manifest: Path, tm
     encoder.encoder.encode = lambda audio: [f * 1e6 if i == 1 else f for i, f in enumerate(inner(audio))]
     encoder.encode_unit(unit)
     (bad,) = shards.read_part(tmp_path, unit.part)["quarantined"]
-    assert (bad["id"], bad["reason"]) == (unit.utterances[1].id, "non_finite")
+    second = cut_batches([u.duration_s for u in unit.utterances], 12.0)[0][1]
+    assert (bad["id"], bad["reason"]) == (unit.utterances[second].id, "non_finite")

@@ -1,0 +1,145 @@
+"""Where a shard set lies: a folder, or a prefix of an object store. What is written there is whole or absent.
+
+Names are relative to the set, with slashes. Nothing above this file knows which of the two it is.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from sm_train import files
+from sm_train.errors import UserError
+
+
+class Store(Protocol):
+    """A place for a set's files."""
+
+    uri: str
+
+    def read(self, name: str) -> bytes:
+        """A small file's bytes.
+
+        Raises:
+            UserError: it is not there, or cannot be had.
+        """
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file, or a folder, of that name."""
+
+    def names(self) -> list[str]:
+        """The files and folders right in the set, sorted; unfinished and hidden ones are left out."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all; one that is there gives way."""
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one of that name; whether it was written. Of two writers at once, one wins."""
+
+    def scratch(self, name: str) -> Path:
+        """An absent local path for an unfinished folder, on the disk of the store if it has one."""
+
+    def publish(self, aside: Path, name: str, marker: str) -> None:
+        """Let a finished local folder become ``name``; ``marker`` is the file in it that makes it whole.
+
+        If a whole one is there, another writer was first: it stays. ``aside`` is gone afterwards.
+        """
+
+    def remove(self, name: str, marker: str = "") -> None:
+        """Remove a file or a folder, its marker first; nothing happens where there is none."""
+
+    def sweep(self) -> None:
+        """Remove what killed writers left unfinished; call it only where no writer is at work."""
+
+
+Place = Path | Store
+
+
+def at(place: Path | str | Store) -> Store:
+    """The store of a path, of an address with a scheme, or the one given.
+
+    Raises:
+        UserError: an address of no known kind of storage.
+    """
+    if isinstance(place, Path):
+        return Folder(place)
+    if not isinstance(place, str):
+        return place
+    if "://" not in place:
+        return Folder(Path(place))
+    raise UserError(f"{place}: sets are written to folders only")
+
+
+class Folder:
+    """A folder of a POSIX file system: what is unfinished has a hidden name, and is renamed."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.uri = root, str(root)
+
+    def read(self, name: str) -> bytes:
+        """A small file's bytes."""
+        try:
+            return (self.root / name).read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"file {self.root / name} does not exist") from None
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file, or a folder, of that name."""
+        return (self.root / name).exists()
+
+    def names(self) -> list[str]:
+        """The files and folders right in the set, sorted; hidden ones are left out."""
+        found: Sequence[str] = os.listdir(self.root) if self.root.is_dir() else ()
+        return sorted(name for name in found if not name.startswith("."))
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file, whole or not at all."""
+        files.write_whole(self.root / name, lambda aside: aside.write_bytes(data))
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one: a finished one is linked to its name, which only one writer can do."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{files.ASIDE}{path.name}-{socket.gethostname()}-{os.getpid()}")
+        try:
+            aside.write_bytes(data)
+            files.sync(aside)
+            os.link(aside, path)
+        except FileExistsError:
+            return False
+        finally:
+            aside.unlink(missing_ok=True)
+        files.sync(path.parent)
+        return True
+
+    def scratch(self, name: str) -> Path:
+        """A hidden name in the folder itself, of this process alone."""
+        aside = self.root / f"{files.ASIDE}{name}-{socket.gethostname()}-{os.getpid()}"
+        shutil.rmtree(aside, ignore_errors=True)
+        return aside
+
+    def publish(self, aside: Path, name: str, marker: str) -> None:
+        """Sync every file of the folder, then rename it."""
+        files.publish_folder(aside, self.root / name, marker)
+
+    def remove(self, name: str, marker: str = "") -> None:
+        """Remove a file; or a folder, which is renamed first, so that it is gone whole."""
+        path = self.root / name
+        if not path.is_dir():
+            path.unlink(missing_ok=True)
+            return
+        aside = self.scratch(f"removed-{name}")
+        os.rename(path, aside)
+        shutil.rmtree(aside)
+
+    def sweep(self) -> None:
+        """Remove every hidden unfinished file and folder."""
+        for path in self.root.glob(f"{files.ASIDE}*"):
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)

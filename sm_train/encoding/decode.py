@@ -1,0 +1,93 @@
+"""The program of a decoding process: utterances in as JSON lines, the encoder's inputs out as raw arrays, over pipes.
+
+It knows neither torch nor transformers, so that it starts fast and stays small.
+Shape letters: S samples, T frames, F inputs of a frame.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sm_train.data import audio
+from sm_train.errors import UserError
+from sm_train.records import Utterance
+
+_MEMORY_BYTES = 8 << 30  # of addresses; a header that claims more is refused by the system, not by a killed process
+
+
+@dataclass(frozen=True)
+class DecodeConfig:
+    """What a decoding process is told of the job, once."""
+
+    root: str
+    """Where relative audio paths start: a folder or an address."""
+    max_duration_s: float
+    silence_dbfs: float
+    shortest_samples: int
+    inputs: str | None
+    """The encoder's :class:`Inputs` as JSON; None for samples as they are."""
+
+
+def _serve(requests: BinaryIO, replies: int) -> None:
+    cfg = DecodeConfig(**json.loads(requests.readline()))
+    prepare = _preparation(cfg.inputs)
+    _reply(replies, {})
+    for line in requests:
+        utterance = Utterance(**json.loads(line))
+        try:
+            samples_S = audio.load_utterance(utterance, cfg.root, cfg.max_duration_s, cfg.silence_dbfs)
+            if len(samples_S) < cfg.shortest_samples:
+                detail = f"{len(samples_S)} samples; {cfg.shortest_samples} make one position"
+                raise audio.BadAudio("too_short", detail)
+            values = np.ascontiguousarray(prepare(samples_S), np.float32)
+        except audio.BadAudio as error:
+            _reply(replies, {"reason": error.reason, "detail": str(error)})
+        except MemoryError:
+            _reply(replies, {"reason": "too_large", "detail": "decoding it takes more memory than a decoder has"})
+        except UserError as error:
+            _reply(replies, {"mistake": str(error)})
+        except Exception:
+            _reply(replies, {"bug": traceback.format_exc()})
+        else:
+            _reply(replies, {"shape": values.shape, "num_samples": len(samples_S)}, values)
+
+
+def _preparation(inputs: str | None) -> Any:
+    return lambda samples_S: samples_S
+
+
+def _reply(replies: int, head: dict[str, Any], values: NDArray[np.float32] | None = None) -> None:
+    body = json.dumps(head).encode()
+    _write_all(replies, [memoryview(len(body).to_bytes(4, "little") + body)])
+    if values is not None and values.size:
+        _write_all(replies, [values.reshape(-1).view(np.uint8).data])
+
+
+def _write_all(handle: int, views: Sequence[memoryview]) -> None:
+    for view in views:
+        while len(view):
+            view = view[os.write(handle, view) :]
+
+
+def _main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asked decides
+    replies = os.dup(1)
+    os.dup2(2, 1)  # what libraries print must not come between
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _serve(sys.stdin.buffer, replies)
+
+
+if __name__ == "__main__":
+    _main()
