@@ -1,0 +1,185 @@
+"""All that precompute writes, from an empty folder to a complete set: stopped after every call and gone on with."""
+
+from __future__ import annotations
+
+import builtins
+import io
+import itertools
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sm_train.data import mds, shards
+from sm_train.encoding.decoders import Decoded
+from sm_train.encoding.units import UnitEncoder
+from sm_train.models.speech import EncoderConfig
+from sm_train.precompute import PrecomputeConfig, run
+from sm_train.records import Quarantined, Receipt, Unit, Utterance
+from tests import builders
+from tests.chaos import disk
+from tests.chaos.disk import Disk, Tree
+
+
+class Tones:
+    """Stands for an encoder: some numbers that follow from the utterance's own alone."""
+
+    width, frame_rate_hz, equal_length, shortest_samples, weights_hash = 3, 25.0, False, 160, "tones"
+    inputs = SimpleNamespace(prepare=lambda samples_S: samples_S)
+
+    def encode(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [np.outer(np.arange(4), [len(x), x.sum(), 1]).astype(np.float32) for x in inputs]
+
+
+class Names:
+    """Stands for decoders: whose audio is called ``bad`` cannot be decoded."""
+
+    def submit(self, utterance: Utterance) -> Future[Decoded | Quarantined]:
+        done: Future[Decoded | Quarantined] = Future()
+        is_bad = utterance.audio == "bad"
+        good = Decoded(np.full(160, len(utterance.id), np.float32), 160)
+        done.set_result(Quarantined(utterance.id, "undecodable", "-") if is_bad else good)
+        return done
+
+    def close(self) -> None: ...
+
+
+def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
+    """Encode units one after the other, in this process and without a model."""
+    encoder = UnitEncoder(Tones(), Names(), Path(cfg.out), cfg.batch_s, cfg.max_duration_s, 1 << 30)  # type: ignore[arg-type]
+    try:
+        for unit in units:
+            yield encoder.encode_unit(unit)
+    finally:
+        encoder.close()
+
+
+def job(folder: Path, out: Path, **changes: Any) -> PrecomputeConfig:
+    """A set of three parts: one with a bad row, one of two shards, one of bad rows alone."""
+    rows = [builders.row(f"utt-{i}", "bad" if i in (1, 4, 5) else "good", 1.0, "a text") for i in range(6)]
+    manifest = folder / "manifest.jsonl"
+    if not manifest.exists():
+        builders.write_manifest(manifest, rows)
+    settings: dict[str, Any] = {"unit_utterances": 2, "max_quarantined_share": 0.9, **changes}
+    return PrecomputeConfig(str(manifest), str(out), EncoderConfig(path="tones"), **settings)
+
+
+@dataclass
+class States:
+    """All different folders that stops may leave."""
+
+    thorough: bool
+    found: list[tuple[str, str, Tree]] = field(default_factory=list)
+    calls: Counter[str] = field(default_factory=Counter)
+    disk: Disk | None = None
+    _seen: set[Any] = field(default_factory=set)
+
+    def at_change(self, call: str) -> None:
+        """Keep what a stop right after a call may leave."""
+        assert self.disk is not None
+        self.calls[call.split()[0]] += 1
+        kinds = [("death", self.disk.after_death()), ("power", self.disk.after_power_loss(self.thorough))]
+        for kind, tree in itertools.chain.from_iterable(((k, tree) for tree in trees) for k, trees in kinds):
+            key = frozenset(tree.items())
+            if key not in self._seen:
+                self._seen.add(key)
+                self.found.append((call, kind, tree))
+
+
+class _Followed:
+    """A file of MDSWriter's, looked after at each of its writes."""
+
+    def __init__(self, file: Any, disk_: Disk) -> None:
+        self._file, self._disk = file, disk_
+
+    def write(self, data: Any) -> int:
+        count: int = self._file.write(data)
+        self._file.flush()
+        self._disk.look("write shard")
+        return count
+
+    def __enter__(self) -> _Followed:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._file.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def stops(root: Path, work: Callable[[], object], patch: pytest.MonkeyPatch, thorough: bool) -> States:
+    """Do the work on a set's folder, and collect what stops would leave."""
+    found = States(thorough)
+    found.disk = follower = Disk(root, found.at_change)
+    real = builtins.open
+
+    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
+        made = real(file, mode, *args, **kwargs)
+        inside = isinstance(file, str | Path) and Path(file).is_relative_to(root)
+        return _Followed(made, follower) if inside and "w" in mode and isinstance(made, io.IOBase) else made
+
+    with patch.context() as context:
+        follower.follow(context)
+        context.setattr(builtins, "open", opened)
+        work()
+    return found
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    """Every file of a set, unfinished and hidden ones included."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def all_recovered(
+    folder: Path, begin: Callable[[Path], object], again: dict[str, Any], patch: pytest.MonkeyPatch, thorough: bool
+) -> States:
+    """Stop the job after every call it makes, in every way, and run it again; AssertionError where that fails.
+
+    Args:
+        begin: what the set's folder holds before.
+        again: the config's keys of the job.
+        thorough: see :meth:`Disk.after_power_loss`.
+    """
+    root = folder / "set"
+    root.mkdir()
+    begin(root)
+    before = contents(root)
+    found = stops(root, lambda: run(job(folder, root, **again), spread), patch, thorough)
+    expected = contents(root)
+    assert expected != before
+    other = os.getpid() + 1
+    with patch.context() as context:  # the one that goes on is another process, and its disk is fast
+        context.setattr(os, "getpid", lambda: other)
+        context.setattr(os, "fsync", lambda handle: None)
+        for number, (call, kind, tree) in enumerate(found.found):
+            put = folder / str(number)
+            try:
+                disk.put(tree, put)
+                whole_or_absent(put)
+                run(job(folder, put, **again), spread)
+                assert contents(put) == expected
+            except BaseException as error:
+                error.add_note(f"stopped after {call!r} ({kind}) with {sorted(tree)}")
+                raise
+            shutil.rmtree(put)
+    return found
+
+
+def whole_or_absent(root: Path) -> None:
+    """What carries a name is what was committed under it."""
+    for part in shards.parts_of(root):
+        if shards.is_committed(root, part):
+            for name, digest in shards.read_part(root, part)["files"].items():
+                assert mds.file_digest(root / part / name) == digest
+    if shards.is_complete(root):
+        shards.read_table(root, "utterances.parquet")
+        shards.read_table(root, shards.QUARANTINE)
