@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 _SHAPE_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}
-_ARRAY_TYPES = ("float16", "float32", "int32")
+_ARRAY_TYPES = ("float16", "float32", "int32", "uint16")
 
 
 @dataclass(frozen=True, slots=True)
