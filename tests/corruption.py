@@ -21,7 +21,7 @@ from sm_train.data.hashing import tensors_hash
 from sm_train.data.mds import Shard
 from sm_train.data.mirror import locate
 from sm_train.data.samples import FEATS, TOKENS
-from sm_train.data.target_set import EMBEDDING, TABLE, TargetSet, cover
+from sm_train.data.target_set import EMBEDDING, TABLE, UTTERANCES, TargetSet, cover
 from sm_train.errors import UserError
 
 PARTS, OF_PART, E = 3, 6, 12
@@ -53,7 +53,11 @@ def make_set(root: Path, seed: int) -> Path:
     shards.commit(root, parts, {}, "utterances.parquet")
     tensors = {"ids": torch.arange(20, dtype=torch.int32), "rows": torch.from_numpy(rng.normal(size=(20, 8))).float()}
     save_file(tensors, target / EMBEDDING)
-    contract = {"covers": cover(root), "embedding_hash": tensors_hash(tensors), "pad_id": 0}
+    contract = {
+        "covers": cover(root, shards.read_table(root, UTTERANCES)),
+        "embedding_hash": tensors_hash(tensors),
+        "pad_id": 0,
+    }
     shards.commit(target, parts, contract, TABLE)
     return root
 

@@ -46,11 +46,11 @@ def utterances_hash(utterances: pa.Table) -> str:
     return str(hasher.hexdigest())
 
 
-def cover(shard_set: Path) -> dict[str, Any]:
-    """What a target set of all utterances that a complete shard set has now says that it covers."""
-    utterances, dataset = shards.read_table(shard_set, UTTERANCES), files.read_json(shard_set / shards.DATASET)
-    covered = {"num_utterances": len(utterances), "num_parts": dataset["num_parts"]}
-    return {**covered, "utterances_hash": utterances_hash(utterances)}
+def cover(shard_set: Path, utterances: pa.Table) -> dict[str, Any]:
+    """What a target set says that it covers, if it covers all utterances that its shard set has now."""
+    num_parts = files.read_json(shard_set / shards.DATASET)["num_parts"]
+    hashed = utterances_hash(utterances)
+    return {"num_utterances": len(utterances), "num_parts": num_parts, "utterances_hash": hashed}
 
 
 def require_covered(covers: Mapping[str, Any], utterances: pa.Table, root: Path) -> None:

@@ -90,7 +90,9 @@ def build(cfg: TargetConfig, shard_set: Path) -> bool:
         return False
     folder = checkpoints.resolve(cfg.llm, cfg.revision, "LLM")
     writer = PartWriter(root, folder, cfg.pad_token, cfg.normaliser, cfg.store)
-    contract = _open(root, {**_asked_for(cfg), **writer.contract}, writer.facts, cover(shard_set), utterances)
+    contract = _open(
+        root, {**_asked_for(cfg), **writer.contract}, writer.facts, cover(shard_set, utterances), utterances
+    )
     writer.tokenizer.warn_of_pad()
     shards.remove_leftovers(root)
     parts = []

@@ -32,7 +32,7 @@ from sm_train.data.hashing import tensors_hash
 from sm_train.data.loader import Loader, plan_items
 from sm_train.data.plan import Position
 from sm_train.data.samples import FEATS, TOKENS
-from sm_train.data.target_set import EMBEDDING, TABLE, TargetSet, cover
+from sm_train.data.target_set import EMBEDDING, TABLE, UTTERANCES, TargetSet, cover
 from sm_train.errors import UserError, run_command
 from tools.bench.loader_peers import FRAMES, ITEMS, E, T, lhotse, mosaic, webdataset
 
@@ -63,7 +63,11 @@ def write_ours(root: Path, feats: Callable[[int], np.ndarray], count: int) -> No
     shards.commit(root, parts, {}, "utterances.parquet")
     tensors = {"ids": torch.arange(40, dtype=torch.int32), "rows": torch.ones(40, 8)}
     save_file(tensors, target / EMBEDDING)
-    contract = {"covers": cover(root), "embedding_hash": tensors_hash(tensors), "pad_id": 0}
+    contract = {
+        "covers": cover(root, shards.read_table(root, UTTERANCES)),
+        "embedding_hash": tensors_hash(tensors),
+        "pad_id": 0,
+    }
     shards.commit(target, parts, contract, TABLE)
 
 

@@ -119,8 +119,9 @@ def make_set(folder: Path, count: int, encoder_width: int, llm_width: int) -> Pa
     rows_RD = torch.randn(ROWS, llm_width, generator=torch.Generator().manual_seed(0))
     tensors = {"ids": torch.arange(ROWS, dtype=torch.int32), "rows": rows_RD}
     save_file(tensors, root / EMBEDDING)
+    covers = cover(folder, shards.read_table(folder, UTTERANCES))
     of_llm = {"llm": "none", "llm_revision": None, "normaliser": "none", "tokenizer_hash": "0", "pad_id": 0,
-              "covers": cover(folder), "embedding_hash": tensors_hash(tensors), "mean_square": 1.0}  # fmt: skip
+              "covers": covers, "embedding_hash": tensors_hash(tensors), "mean_square": 1.0}  # fmt: skip
     shards.commit(root, ["part-0000000"], of_llm, TABLE)
     _repeat(root, TABLE, "utterance", count)
     return folder
