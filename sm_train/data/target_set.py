@@ -58,7 +58,8 @@ def require_covered(covers: Mapping[str, Any], utterances: pa.Table, root: Path)
     first = utterances.slice(0, covers["num_utterances"])
     wanted = {"num_utterances": len(first), "utterances_hash": utterances_hash(first)}
     found = {name: covers[name] for name in wanted}
-    shards.require_same(wanted, found, str(root), "the shard set has changed: build the targets anew")
+    remedy = f"the shard set has changed: remove {root} and build the targets anew"
+    shards.require_same(wanted, found, str(root), remedy)
 
 
 def stored_tokens(root: Path, parts: Sequence[str], columns: Mapping[str, str]) -> Iterator[NDArray[np.int32]]:

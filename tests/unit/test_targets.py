@@ -222,7 +222,7 @@ def test_targets_of_other_utterances_are_refused(
     builders.recommit(builders.write_manifest(copied / "utterances.parquet", change(rows)))
     before, says = (
         contents(copied / "targets"),
-        r"utterances_hash is .* the shard set has changed: build the targets anew",
+        r"utterances_hash is .* the shard set has changed: remove .* and build the targets anew",
     )
     with pytest.raises(UserError, match=says):
         targets.build(cfg, copied)
