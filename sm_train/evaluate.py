@@ -22,9 +22,9 @@ from sm_train.data.target_set import TargetSet
 from sm_train.data.text import NORMALISERS
 from sm_train.errors import run_command
 from sm_train.models import checkpoints
+from sm_train.models.embedding import require_embeddings
 from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.speech import CtcHead
-from sm_train.models.targets import require_embeddings
 from sm_train.prompts import LANGUAGES, read_prompts
 from sm_train.scoring import mappers, scores, showcase
 from sm_train.scoring.answers import Utterances, answer_all, questions_about

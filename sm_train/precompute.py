@@ -42,7 +42,9 @@ class PrecomputeConfig:
     manifest: str = config.key(config.REQUIRED, "Parquet or JSONL manifest; relative audio paths start at its folder")
     out: str = config.key(config.REQUIRED, "folder of the shard set")
     encoder: EncoderConfig = config.key(EncoderConfig(), "the frozen speech encoder")
-    targets: list[TargetConfig] = config.key([], "the LLMs: a list of {name, llm, revision, pad_token, normaliser}")
+    targets: list[TargetConfig] = config.key(
+        [], "the LLMs: a list of {name, llm, revision, pad_token, normaliser, store}"
+    )
     unit_utterances: int = config.key(256, "consecutive utterances that become one part")
     batch_s: float = config.key(120.0, "padded seconds of audio in one forward pass of the encoder")
     max_duration_s: float = config.key(60.0, "longer utterances are quarantined as too_long")
@@ -81,8 +83,7 @@ def run(cfg: PrecomputeConfig, spread: Spread) -> None:
         _check_quarantine(cfg, place, units)
         shards.commit(place, [unit.part for unit in units], contract, "utterances.parquet")
     for target in cfg.targets:
-        built = targets.build(target, Path(cfg.out))
-        print(f"{cfg.out}/targets/{target.name}: {'built' if built else 'complete'}", flush=True)
+        print(targets.make(target, Path(cfg.out)), flush=True)
 
 
 def _described(place: Store, contract: dict[str, Any]) -> dict[str, Any]:

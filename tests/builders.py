@@ -120,6 +120,26 @@ def save_weights(folder: Path, tensors: dict[str, Any], sharded: bool) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def without(folder: Path, ending: str) -> Path:
+    """Take tensors whose names end so out of a checkpoint in one file; returns its folder."""
+    from safetensors.torch import load_file
+
+    tensors = {n: t for n, t in load_file(folder / "model.safetensors").items() if not n.endswith(ending)}
+    save_weights(folder, tensors, sharded=False)
+    return folder
+
+
+def weight_names(folder: Path) -> list[str]:
+    """The names of all tensors of a checkpoint."""
+    from safetensors import safe_open
+
+    names: list[str] = []
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as tensors:
+            names += tensors.keys()
+    return names
+
+
 def tokenizer(folder: Path, pad_token: str | None = "<pad>") -> Any:
     """A byte-level BPE tokenizer that knows :data:`WORDS`, in the LLM's folder."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers

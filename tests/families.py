@@ -226,3 +226,23 @@ def family(folder: Path, name: str) -> Path:
     model.generation_config = GenerationConfig(**ids)
     model.save_pretrained(folder)
     return folder
+
+
+def multimodal_gemma3(folder: Path, dtype: str) -> Path:
+    """A tiny random Gemma 3 that sees pictures too, its tensors named as in the published checkpoints."""
+    import torch
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    tokenizer = gemma()
+    text = {
+        "vocab_size": tokenizer.get_vocab_size(), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, **_MIXED,
+    }  # fmt: skip
+    vision = {
+        "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    torch.manual_seed(3)
+    config = Gemma3Config(text_config=text, vision_config=vision, mm_tokens_per_image=4, dtype=dtype)
+    Gemma3ForConditionalGeneration(config).to(getattr(torch, dtype)).save_pretrained(folder)
+    return folder

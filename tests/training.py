@@ -29,10 +29,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from sm_train import config, files, pretrain, tune
+from sm_train import config, pretrain, tune
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
-from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER
+from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER, UTTERANCES, cover
 from sm_train.errors import exit_hard
 from sm_train.train import loop, start
 from sm_train.train.step import forward_backward
@@ -93,7 +93,7 @@ def _target_set(folder: Path, tokens: list[np.ndarray], rng: np.random.Generator
     used = rows_RD[torch.from_numpy(np.concatenate(tokens)).long()]
     contract = {
         "llm": "none", "llm_revision": None, "normaliser": "none", "tokenizer_hash": "0", "pad_id": PAD_ID,
-        "utterances": files.read_json(folder / shards.DATASET)["part_hashes"], "embedding_hash": tensors_hash(tensors),
+        "covers": cover(folder, shards.read_table(folder, UTTERANCES)), "embedding_hash": tensors_hash(tensors),
         "mean_square": float(used.double().square().mean()),
     }  # fmt: skip
     shards.commit(root, ["part-0000000"], contract, TABLE)

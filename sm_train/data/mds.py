@@ -22,7 +22,7 @@ import xxhash
 from numpy.typing import NDArray
 
 _SHAPE_BYTES = {0: 1, 1: 2, 2: 4, 3: 8}
-_ARRAY_TYPES = ("float16", "float32", "int32")
+_ARRAY_TYPES = ("float16", "float32", "int32", "uint16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def write(folder: Path, columns: Mapping[str, str], samples: Iterable[Mapping[st
     Raises:
         RuntimeError: what lies on disk is not what was written.
     """
-    writer_class = _import_writer()
+    writer_class = import_writer()
     written = []
     writer = writer_class(out=str(folder), columns=dict(columns), exist_ok=False)
     for sample in samples:
@@ -72,7 +72,8 @@ def write(folder: Path, columns: Mapping[str, str], samples: Iterable[Mapping[st
     return refs
 
 
-def _import_writer() -> Any:
+def import_writer() -> Any:
+    """MosaicML's MDSWriter."""
     # streaming imports torchvision, which it needs only for image data sets and which breaks a CPU torch.
     sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
     from streaming import MDSWriter

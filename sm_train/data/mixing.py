@@ -152,12 +152,12 @@ class Sources:
             folder, mirror = locate(place, target, cache, limit_gb)
             opened.append((folder, mirror, TargetSet(folder, target), weight))
         # Neither their order in a config nor their folders' names change anything.
-        opened.sort(key=lambda one: str(one[2].contract["utterances"]))
+        opened.sort(key=lambda one: str(one[2].contract["covers"]["utterances_hash"]))
         self.folders, self.mirrors = [one[0] for one in opened], [one[1] for one in opened]
         self.sets, self.weights = [one[2] for one in opened], [one[3] for one in opened]
         self._require_one_encoder()
         for before, after in itertools.pairwise(opened):
-            if before[2].contract["utterances"] == after[2].contract["utterances"]:
+            if before[2].contract["covers"]["utterances_hash"] == after[2].contract["covers"]["utterances_hash"]:
                 raise UserError(f"shards names the same set twice, {before[0]} and {after[0]}; name it once")
         self.targets: TargetTable = join(self.sets) if self.is_mixed else self.sets[0]
 

@@ -1,18 +1,22 @@
 """A target set, read: token ids by utterance, and the rows of one LLM's input embedding that they use.
 
+It covers the first utterances of its shard set, all of them unless the shard set has grown since.
 Shape letters: R rows of the table, L tokens, D LLM width.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import tokenizers
 import torch
+import xxhash
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,11 +26,54 @@ from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.samples import TOKENS, Samples
 from sm_train.errors import UserError
+from sm_train.runlog import say
 
+UTTERANCES = "utterances.parquet"
 TABLE = "tokens.parquet"
 EMBEDDING = "embedding.safetensors"
 TOKENIZER = "tokenizer.json"
 SAME_LLM = ("llm", "llm_revision", "tokenizer_hash", "pad_id", "normaliser")
+
+
+def utterances_hash(utterances: pa.Table) -> str:
+    """The xxh3 of what targets follow from: every utterance's id, the hash of its features, and its text, in order."""
+    hasher = xxhash.xxh3_64()
+    for name in ("id", "xxh3", "text"):
+        column = utterances.column(name)
+        hasher.update(pc.binary_length(column).to_numpy().astype("<i4"))
+        for batch in column.chunks:
+            hasher.update("".join(batch.to_pylist()).encode())
+    return str(hasher.hexdigest())
+
+
+def cover(shard_set: Path, utterances: pa.Table) -> dict[str, Any]:
+    """What a target set says that it covers, if it covers all utterances that its shard set has now."""
+    num_parts = files.read_json(shard_set / shards.DATASET)["num_parts"]
+    hashed = utterances_hash(utterances)
+    return {"num_utterances": len(utterances), "num_parts": num_parts, "utterances_hash": hashed}
+
+
+def require_covered(covers: Mapping[str, Any], utterances: pa.Table, root: Path) -> None:
+    """Raises UserError unless what a target set covers is the unchanged beginning of a shard set's utterances."""
+    first = utterances.slice(0, covers["num_utterances"])
+    wanted = {"num_utterances": len(first), "utterances_hash": utterances_hash(first)}
+    found = {name: covers[name] for name in wanted}
+    remedy = f"the shard set has changed: remove {root} and build the targets anew"
+    shards.require_same(wanted, found, str(root), remedy)
+
+
+def stored_tokens(root: Path, parts: Sequence[str], columns: Mapping[str, str]) -> Iterator[NDArray[np.int32]]:
+    """The token ids of every sample of some committed parts, verified; the set need not be complete.
+
+    Raises:
+        UserError: there is no sample in any of them.
+    """
+    rows = [{**row, "part": part} for part in parts for row in shards.read_part(root, part)["rows"]]
+    if not rows:
+        raise UserError(f"target set {root}: not one transcript fits its utterance; see the quarantine of its parts")
+    with Samples(root, pa.Table.from_pylist(rows), columns) as samples:
+        for row in range(len(samples)):
+            yield samples[row]["tokens"]
 
 
 class TargetTable:
@@ -63,9 +110,18 @@ class TargetSet(TargetTable):
                 f"shard set {shard_set} has no complete target set {name!r}; it has: {', '.join(have) or 'none'}"
             )
         contract: dict[str, Any] = files.read_json(self.root / shards.DATASET)
-        covered = {"utterances": files.read_json(shard_set / shards.DATASET)["part_hashes"]}
-        found = {"utterances": contract["utterances"]}
-        shards.require_same(covered, found, str(self.root), "the shard set has changed: build the targets anew")
+        if "covers" not in contract:
+            raise UserError(
+                f"{self.root / shards.DATASET} has no covers: an older version wrote it; remove {self.root} and build "
+                "the targets anew"
+            )
+        utterances = shards.read_table(shard_set, UTTERANCES)
+        require_covered(contract["covers"], utterances, self.root)
+        if behind := len(utterances) - contract["covers"]["num_utterances"]:
+            say(
+                f"{self.root} does not cover the last {behind} of {len(utterances)} utterances, which are left out; "
+                "to have them run precompute or cluster.retarget again with this LLM"
+            )
         try:
             tensors = load_file(self.root / EMBEDDING)
         except (SafetensorError, OSError, ValueError, KeyError):  # its header is damaged
@@ -76,7 +132,7 @@ class TargetSet(TargetTable):
             )
         super().__init__(contract, tensors["ids"].numpy(), tensors["rows"], self.root / TOKENIZER)
         self.table = shards.read_table(self.root, TABLE)
-        self.samples = Samples(self.root, self.table, TOKENS)
+        self.samples = Samples(self.root, self.table, contract.get("columns", TOKENS))
 
     def rows_of(self, row: int) -> NDArray[np.int64]:
         """Rows of the table [L] for one row of :attr:`table`."""

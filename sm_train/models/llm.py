@@ -17,8 +17,8 @@ from sm_train.chat import Chat
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
+from sm_train.models.embedding import require_embeddings
 from sm_train.models.speech import device_here
-from sm_train.models.targets import require_embeddings
 from sm_train.models.tokenizer import Tokenizer, read_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")

@@ -1,34 +1,41 @@
 """Targets: what a transcript becomes in an LLM's input space, without building the LLM.
 
-A target set is one LLM's: the token ids of every utterance, and the rows of the LLM's input embedding that they use.
-Shape letters: R rows of the table, L tokens, D LLM width.
+A target set is one LLM's: the token ids of every utterance, and the rows of the LLM's input embedding that they use. It
+covers the utterances that its shard set had when it was built, and is extended when the shard set has grown.
+Shape letters: V vocabulary, R rows of the table, L tokens, D LLM width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from sm_train import config, files
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
-from sm_train.data.lengths import num_positions
-from sm_train.data.samples import TOKENS, Samples
-from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER, TargetSet
-from sm_train.data.text import NORMALISERS, normalise
-from sm_train.errors import UserError
+from sm_train.data.target_set import (
+    EMBEDDING,
+    TABLE,
+    TOKENIZER,
+    UTTERANCES,
+    cover,
+    require_covered,
+    stored_tokens,
+)
+from sm_train.data.text import NORMALISERS
 from sm_train.models import checkpoints
-from sm_train.models.tokenizer import Tokenizer, tokenizer_hash
-from sm_train.records import Quarantined
+from sm_train.models.target_parts import STORES, PartWriter
 
 PART_UTTERANCES = 16_384
+_GROWS = ("covers", "extended_at")
 
 
 @dataclass(frozen=True)
@@ -42,183 +49,128 @@ class TargetConfig:
         None, "the token that fills the positions after the text; null takes the tokenizer's own"
     )
     normaliser: str = config.key("mms", "how transcripts are normalised before they are tokenised: mms | none")
+    store: str = config.key("ids", "ids | vectors: with vectors each sample also holds its tokens' embedding rows")
 
     def __post_init__(self) -> None:
         if self.normaliser not in NORMALISERS:
             raise ValueError(f"targets: normaliser is {self.normaliser!r}; it must be one of {', '.join(NORMALISERS)}")
+        if self.store not in STORES:
+            raise ValueError(f"targets: store is {self.store!r}; it must be one of {', '.join(STORES)}")
+        if self.name != Path(self.name).name or self.name.startswith("."):
+            raise ValueError(f"targets: name is {self.name!r}; it must be the name of a folder, without a path")
 
 
-def embedding_module(folder: Path) -> torch.nn.Module:
-    """The LLM's own input-embedding module, in its checkpoint's dtype: ``module(ids)`` is what the LLM would compute.
-
-    The family's model is built with no layers on the CPU (not on meta: Gemma 3 scales by a buffer that no checkpoint
-    holds), and one tensor is read by its key.
-
-    Raises:
-        UserError: the folder has no input-embedding tensor, or one of another shape than its config says.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    try:
-        text_settings = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UserError(f"LLM {folder}: its config.json cannot be used ({str(error).splitlines()[0]})") from None
-    name, tensor = _embedding_tensor(folder, tied=text_settings.tie_word_embeddings)
-    width = getattr(text_settings, "hidden_size", None)
-    if tensor.ndim != 2 or tensor.shape[1] != width:
-        raise UserError(
-            f"LLM {folder}: tensor {name!r} has the shape {tuple(tensor.shape)}; its config says width {width}"
-        )
-    text_settings.num_hidden_layers = 0
-    if getattr(text_settings, "layer_types", None):
-        text_settings.layer_types = []
-    # The vocabulary is set to one row while building, so that no full-size random table is ever made.
-    text_settings.vocab_size, text_settings.pad_token_id = 1, None
-    model = AutoModelForCausalLM.from_config(text_settings, dtype=tensor.dtype)
-    module: torch.nn.Module = model.get_input_embeddings()
-    module.weight = torch.nn.Parameter(tensor, requires_grad=False)
-    module.num_embeddings = len(tensor)  # type: ignore[assignment]
-    return module.eval()
-
-
-def _embedding_tensor(folder: Path, tied: bool) -> tuple[str, torch.Tensor]:
-    names = sorted(checkpoints.weight_map(folder))
-    endings = ["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight"]
-    for ending in endings + (["lm_head.weight"] if tied else []):
-        matches = [name for name in names if name == ending or name.endswith("." + ending)]
-        language = [name for name in matches if "vision" not in name and "audio" not in name]
-        if len(language) == 1:
-            return language[0], checkpoints.read_tensors(folder, {language[0]}, "LLM")[language[0]]
-    raise UserError(
-        f"LLM {folder} has no one input-embedding tensor (looked for {', '.join(endings)} among {len(names)} tensors)"
-    )
-
-
-def require_embeddings(folder: Path, targets: TargetSet) -> int:
-    """How many tokens the LLM in a folder embeds.
-
-    Raises:
-        UserError: it does not embed the targets' tokens exactly as the targets have them.
-    """
-    module, ids = embedding_module(folder), torch.from_numpy(targets.token_ids).long()
-    fits = int(ids.max()) < module.num_embeddings  # type: ignore[operator]
-    with torch.inference_mode():
-        own_RD = module(ids) if fits else None
-    if own_RD is None or own_RD.shape != targets.rows_RD.shape or not torch.equal(own_RD, targets.rows_RD):
-        raise UserError(
-            f"LLM {folder} does not embed tokens as target set {targets.root} has them; "
-            f"name the LLM that the targets came from ({targets.contract['llm']})"
-        )
-    return int(module.num_embeddings)  # type: ignore[arg-type]
+def make(cfg: TargetConfig, shard_set: Path) -> str:
+    """:func:`build`, told in one line for the terminal: what was done, and what is in the set's own quarantine."""
+    root = shard_set / "targets" / cfg.name
+    was_complete = shards.is_complete(root)
+    wrote = build(cfg, shard_set)
+    state = "complete" if not wrote else "extended" if was_complete else "built"
+    reasons = Counter(shards.read_table(root, shards.QUARANTINE).column("reason").to_pylist()).most_common()
+    counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    left_out = f", {sum(count for _, count in reasons)} quarantined ({counts})" if reasons else ""
+    return f"{root}: {state}, {files.read_json(root / shards.DATASET)['num_committed']} utterances{left_out}"
 
 
 def build(cfg: TargetConfig, shard_set: Path) -> bool:
-    """Write ``targets/NAME`` of a complete shard set; a complete one with the same contract is left alone.
+    """Write ``targets/NAME`` of a complete shard set, or extend it to utterances that were added behind the others.
+
+    A complete one with the same contract that covers all utterances is left alone. Killed at any point, a set is as it
+    was, or it is not complete and the same command completes it. Parts that are there keep their names and bytes.
 
     Returns:
         Whether anything was written.
 
     Raises:
-        UserError: what the LLM's folder lacks, or a set of that name with another contract.
+        UserError: what the LLM's folder lacks; a set of that name with another contract, or of other utterances.
     """
     root = shard_set / "targets" / cfg.name
-    asked = _asked_for(cfg, shard_set)
-    if shards.is_complete(root):
-        found = files.read_json(root / shards.DATASET)
-        remedy = f"remove {root} to build it anew, or give another name"
-        shards.require_same(asked, {name: found.get(name) for name in asked}, str(root), remedy)
+    utterances = shards.read_table(shard_set, UTTERANCES)
+    if shards.is_complete(root) and _is_up_to_date(cfg, root, utterances):
         return False
-    utterances = shards.read_table(shard_set, "utterances.parquet")
     folder = checkpoints.resolve(cfg.llm, cfg.revision, "LLM")
-    tokenizer = Tokenizer(folder, cfg.pad_token)
-    backend = tokenizer.inner.backend_tokenizer.to_str()
-    contract = {**asked, "tokenizer_hash": tokenizer_hash(tokenizer.inner)}
-    contract |= {"pad_token": tokenizer.pad_token, "pad_id": tokenizer.pad_id}
-    module = embedding_module(folder)
-    shards.open_set(root, contract)
-    tokenizer.warn_of_pad()
+    writer = PartWriter(root, folder, cfg.pad_token, cfg.normaliser, cfg.store)
+    contract = _open(
+        root, {**_asked_for(cfg), **writer.contract}, writer.facts, cover(shard_set, utterances), utterances
+    )
+    writer.tokenizer.warn_of_pad()
     shards.remove_leftovers(root)
-    parts = _write_parts(root, utterances, tokenizer, cfg.normaliser)
-    used = _used_ids(root, parts, tokenizer.pad_id)
-    if used[-1] >= module.num_embeddings:
-        raise UserError(
-            f"LLM {folder}: its tokenizer gives the id {used[-1]} (the pad {tokenizer.pad_token!r} is "
-            f"{tokenizer.pad_id}), but its embedding has {module.num_embeddings} rows; name another pad_token"
-        )
-    with torch.inference_mode():
-        rows_RD = module(torch.from_numpy(used).long()).contiguous()
-    _warn_of_small_pad(rows_RD, int(np.searchsorted(used, tokenizer.pad_id)), tokenizer.pad_token)
-    tensors = {"ids": torch.from_numpy(used), "rows": rows_RD}
-    files.write_whole(root / EMBEDDING, lambda aside: save_file(tensors, aside))
-    files.write_text(root / TOKENIZER, backend)
-    measured = {"dtype": str(rows_RD.dtype).removeprefix("torch."), "width": rows_RD.shape[1], "num_rows": len(used)}
-    measured["mean_square"] = _mean_square(root, parts, used, rows_RD)
-    measured["embedding_hash"] = tensors_hash(tensors)
+    parts = []
+    for number, cut in enumerate(_cuts([0, *contract["extended_at"], len(utterances)])):
+        parts.append(f"part-{number:07d}")
+        if not shards.is_committed(root, parts[-1]):
+            writer.write(parts[-1], cut.start, utterances.slice(cut.start, len(cut)))
+    measured = _write_embedding(writer, parts)
+    files.write_text(root / TOKENIZER, writer.tokenizer.inner.backend_tokenizer.to_str())
     shards.commit(root, parts, {**contract, **measured}, TABLE)
     return True
 
 
-def _asked_for(cfg: TargetConfig, shard_set: Path) -> dict[str, Any]:
-    utterances = files.read_json(shard_set / shards.DATASET)["part_hashes"]
-    asked = {"schema": 1, "llm": cfg.llm, "llm_revision": cfg.revision, "normaliser": cfg.normaliser}
-    return {**asked, "utterances": utterances, **({"pad_token": cfg.pad_token} if cfg.pad_token else {})}
+def _asked_for(cfg: TargetConfig) -> dict[str, Any]:
+    asked = {"schema": 2, "llm": cfg.llm, "llm_revision": cfg.revision, "normaliser": cfg.normaliser}
+    return {**asked, "store": cfg.store, **({"pad_token": cfg.pad_token} if cfg.pad_token else {})}
 
 
-def _write_parts(root: Path, utterances: Any, tokenizer: Tokenizer, normaliser: str) -> list[str]:
-    ids, texts = utterances.column("id").to_pylist(), utterances.column("text").to_pylist()
-    positions = num_positions(utterances.column("num_frames").to_numpy())
-    parts = []
-    for start in range(0, len(ids), PART_UTTERANCES):
-        part = f"part-{start // PART_UTTERANCES:07d}"
-        parts.append(part)
-        if shards.is_committed(root, part):
-            continue
-        samples, rows, quarantined = [], [], []
-        for ordinal in range(start, min(start + PART_UTTERANCES, len(ids))):
-            token_ids = tokenizer.ids(normalise(texts[ordinal], normaliser))
-            problem = _problem(len(token_ids), int(positions[ordinal]), texts[ordinal])
-            if problem:
-                quarantined.append(Quarantined(ids[ordinal], *problem))
-                continue
-            samples.append({"id": ids[ordinal], "tokens": np.array(token_ids, np.int32)})
-            rows.append({"id": ids[ordinal], "utterance": ordinal, "num_tokens": len(token_ids)})
-        shards.write_part(root, part, TOKENS, samples, rows, quarantined, facts={})
-    return parts
+def _remedy(root: Path) -> str:
+    return f"remove {root} to build it anew, or give another name"
 
 
-def _problem(num_tokens: int, positions: int, text: str) -> tuple[str, str] | None:
-    if num_tokens == 0:
-        return "empty_text", f"nothing is left of {text!r} after normalising"
-    if num_tokens > positions:
-        return "too_many_tokens", f"{num_tokens} tokens do not fit {positions} positions"
-    return None
+def _is_up_to_date(cfg: TargetConfig, root: Path, utterances: Any) -> bool:
+    found, asked = files.read_json(root / shards.DATASET), _asked_for(cfg)
+    shards.require_same(asked, {name: found.get(name) for name in asked}, str(root), _remedy(root))
+    require_covered(found["covers"], utterances, root)
+    return bool(found["covers"]["num_utterances"] == len(utterances))
 
 
-def _stored_tokens(root: Path, parts: Sequence[str]) -> Iterator[NDArray[np.int32]]:
-    rows = [{**row, "part": part} for part in parts for row in shards.read_part(root, part)["rows"]]
-    if not rows:
-        raise UserError(f"target set {root}: not one transcript fits its utterance; see the quarantine of its parts")
-    import pyarrow as pa
+def _open(
+    root: Path, asked: Mapping[str, Any], facts: Mapping[str, Any], covers: Mapping[str, Any], utterances: Any
+) -> dict[str, Any]:
+    """Start, go on with or extend a set; returns its contract with what it will cover and where it was extended."""
+    path, parts, extended_at = root / shards.CONTRACT, sorted(root.glob(f"part-*/{shards.DONE}")), list[int]()
+    started = files.read_json(path) if path.exists() and parts else None
+    if started:
+        same = {name: value for name, value in started.items() if name not in _GROWS}
+        shards.require_same(asked, same, str(root), _remedy(root))
+        require_covered(started["covers"], utterances, root)
+        shards.require_same(facts, shards.read_part(root, parts[0].parent.name)["facts"], str(root), _remedy(root))
+        before = started["covers"]["num_utterances"]
+        extended_at = [*started["extended_at"], *([before] if before < len(utterances) else [])]
+    contract = {**asked, "covers": dict(covers), "extended_at": extended_at}
+    if shards.is_complete(root):
+        (root / shards.DATASET).unlink()
+        files.sync(root)
+    if started:
+        files.write_json(path, contract)
+    shards.open_set(root, contract)
+    return contract
 
-    with Samples(root, pa.Table.from_pylist(rows), TOKENS) as samples:
-        for row in range(len(samples)):
-            yield samples[row]["tokens"]
+
+def _cuts(bounds: Sequence[int]) -> list[range]:
+    """The utterances of each part: none crosses a place where the set was extended, so that old parts stay."""
+    return [
+        range(start, min(start + PART_UTTERANCES, end))
+        for begin, end in itertools.pairwise(bounds)
+        for start in range(begin, end, PART_UTTERANCES)
+    ]
 
 
-def _used_ids(root: Path, parts: Sequence[str], pad_id: int) -> NDArray[np.int32]:
-    used = {pad_id}
-    for tokens in _stored_tokens(root, parts):
-        used.update(tokens.tolist())
-    return np.array(sorted(used), np.int32)
+def _write_embedding(writer: PartWriter, parts: Sequence[str]) -> dict[str, Any]:
+    """Write the rows that the parts' tokens and the pad use; returns what was learned of them.
 
-
-def _mean_square(root: Path, parts: Sequence[str], used: NDArray[np.int32], rows_RD: torch.Tensor) -> float:
-    """Mean square of one entry over the real targets of the corpus: the scale of ``mse: relative``."""
-    counts = np.zeros(len(used), np.int64)
-    for tokens in _stored_tokens(root, parts):
-        counts += np.bincount(np.searchsorted(used, tokens), minlength=len(used))
-    squares = rows_RD.double().square().mean(dim=1).numpy()
-    return float((squares * counts).sum() / counts.sum())
+    The mean square is that of one entry over the real targets of the corpus: the scale of ``mse: relative``.
+    """
+    counts_V = np.zeros(writer.num_rows, np.int64)
+    for tokens in stored_tokens(writer.root, parts, writer.columns):
+        np.add.at(counts_V, tokens, 1)
+    pad_id = writer.tokenizer.pad_id
+    used = np.union1d(np.flatnonzero(counts_V), [pad_id]).astype(np.int32)
+    rows_RD, counts_R = writer.embed(used), counts_V[used]
+    _warn_of_small_pad(rows_RD, int(np.searchsorted(used, pad_id)), writer.tokenizer.pad_token)
+    tensors = {"ids": torch.from_numpy(used), "rows": rows_RD}
+    files.write_whole(writer.root / EMBEDDING, lambda aside: save_file(tensors, aside))
+    squares_R = rows_RD.double().square().mean(dim=1).numpy()
+    mean_square = float((squares_R * counts_R).sum() / counts_R.sum())
+    return {"num_rows": len(used), "mean_square": mean_square, "embedding_hash": tensors_hash(tensors)}
 
 
 def _warn_of_small_pad(rows_RD: torch.Tensor, pad_row: int, pad_token: str) -> None:

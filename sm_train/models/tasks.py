@@ -12,7 +12,7 @@ from sm_train.chat import Chat
 from sm_train.data import manifest, shards
 from sm_train.data.instructions import num_tasks, tasks_facts, write_tasks
 from sm_train.data.mds import file_digest
-from sm_train.data.target_set import TargetSet
+from sm_train.data.target_set import UTTERANCES, TargetSet
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
 from sm_train.models.tokenizer import Tokenizer
@@ -29,8 +29,8 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
         What was done, for the terminal.
 
     Raises:
-        UserError: an instruction is about an utterance that the set has never seen, or the LLM's tokenizer is not the
-            one that the targets came from.
+        UserError: an instruction is about an utterance that the set has never seen or that the target set does not
+            cover, or the LLM's tokenizer is not the one that the targets came from.
     """
     targets = TargetSet(shard_set, name)
     llm, revision = targets.contract["llm"], targets.contract["llm_revision"]
@@ -39,7 +39,8 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
     chat = Chat(tokenizer.inner)
     tasks = [task for path in instructions for task in manifest.read_instructions(path)]
     digests = [file_digest(path) for path in instructions]
-    facts = {"chat": chat.fingerprint, "instructions": config.fingerprint({"files": digests})}
+    asked = {"files": digests, "targets": targets.contract["part_hashes"]}  # a set that was extended may take more
+    facts = {"chat": chat.fingerprint, "instructions": config.fingerprint(asked)}
     if tasks_facts(targets.root) == facts:
         return f"{targets.root}: tasks complete"
     ids, ordinals = (targets.table.column(name).to_pylist() for name in ("id", "utterance"))
@@ -48,6 +49,7 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
     known = {*ordinal_of, *(id for table in quarantines for id in table.column("id").to_pylist())}
     strangers = [task.utterance_id for task in tasks if task.utterance_id not in known]
     if strangers:
+        _require_covered(targets, shard_set, strangers)
         named = ", ".join(map(repr, list(dict.fromkeys(strangers))[:_NAMED]))
         raise UserError(
             f"{len(strangers)} of {len(tasks)} instructions are about utterances that {shard_set} does not have, such "
@@ -75,3 +77,13 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
     skipped = f"; {num_left_out} left out, their utterances are in quarantine" if num_left_out else ""
     longest = max(map(len, answers))
     return f"{targets.root}: {len(kept)} tasks ({counts}), answers of up to {longest} tokens{skipped}{replaced}"
+
+
+def _require_covered(targets: TargetSet, shard_set: Path, strangers: Sequence[str]) -> None:
+    ids = shards.read_table(shard_set, UTTERANCES).column("id").to_pylist()
+    uncovered = {*strangers} & {*ids[targets.contract["covers"]["num_utterances"] :]}
+    if uncovered:
+        raise UserError(
+            f"instructions are about {len(uncovered)} utterances that {targets.root} does not cover yet, such as "
+            f"{min(uncovered)!r}; give --llm {targets.contract['llm']} to extend it"
+        )

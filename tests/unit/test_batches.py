@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -13,7 +12,6 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sm_train.data import shards
 from sm_train.data.batches import Buffer, Columns, SpeechItems
 from sm_train.data.loader import Loader, Step, plan_items
 from sm_train.data.plan import Position
@@ -183,14 +181,6 @@ def test_a_flipped_bit_in_the_embedding_is_an_error(root: Path, tmp_path: Path) 
     path.write_bytes(data)
     with pytest.raises(UserError, match=r"embedding\.safetensors is not what was committed"):
         TargetSet(damaged, training.TARGET)
-
-
-def test_targets_of_another_state_of_the_set_are_an_error(root: Path, tmp_path: Path) -> None:
-    grown = copy_of(root, tmp_path)
-    dataset = json.loads((grown / shards.DATASET).read_text())
-    (grown / shards.DATASET).write_text(json.dumps({**dataset, "part_hashes": "other"}))
-    with pytest.raises(UserError, match=f"utterances is '{dataset['part_hashes']}' there, but 'other'"):
-        TargetSet(grown, training.TARGET)
 
 
 def test_a_target_set_that_is_not_there_is_an_error_that_lists_the_others(root: Path) -> None:

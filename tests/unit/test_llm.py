@@ -8,8 +8,8 @@ import torch
 
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
+from sm_train.models.embedding import require_embeddings
 from sm_train.models.llm import FrozenLlm, LlmConfig, load_model
-from sm_train.models.targets import require_embeddings
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,8 @@ def samples(count: int) -> list[dict[str, Any]]:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small shards instead of one of 64 MiB."""
-    writer = mds._import_writer()
-    monkeypatch.setattr(mds, "_import_writer", lambda: functools.partial(writer, size_limit=600))
+    writer = mds.import_writer()
+    monkeypatch.setattr(mds, "import_writer", lambda: functools.partial(writer, size_limit=600))
 
 
 def test_our_reader_gives_what_mosaics_own_reader_gives(tmp_path: Path, small_shards: None) -> None:
@@ -52,7 +52,8 @@ def test_our_reader_gives_what_mosaics_own_reader_gives(tmp_path: Path, small_sh
 
 
 @pytest.mark.parametrize(
-    ("dtype", "shape"), [("float16", (3, 2)), ("float32", (300, 2)), ("int32", (70_000,)), ("int32", (1, 2, 3, 4))]
+    ("dtype", "shape"),
+    [("float16", (3, 2)), ("float32", (300, 2)), ("int32", (70_000,)), ("int32", (1, 2, 3, 4)), ("uint16", (5, 3))],
 )
 def test_every_kind_of_array_comes_back(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
@@ -86,6 +87,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "a count of 4 billion": lambda b: struct.pack("<I", 2**32 - 1) + b[4:],
     "an offset beyond the end": lambda b: b[:8] + struct.pack("<I", 2**31) + b[12:],
     "a pickled column": lambda b: b.replace(b'"str"', b'"pkl"'),
+    "an array of a type that is not read": lambda b: b.replace(b":float16", b":float64"),
     "a column key too few": lambda b: b.replace(b"column_names", b"column_nemas"),
     "no JSON": lambda b: b.replace(b'"column_names"', b"\"column_names'"),
 }

@@ -1,23 +1,30 @@
 from __future__ import annotations
 
-import json
+import os
 import shutil
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from sm_train import files
 from sm_train.data import shards
+from sm_train.data.batches import SpeechItems
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import normalise
 from sm_train.errors import UserError
 from sm_train.models import targets
-from sm_train.models.targets import TargetConfig, embedding_module, require_embeddings
+from sm_train.models.targets import TargetConfig
 from sm_train.models.tokenizer import Tokenizer
 from tests import builders
+from tests.growing import grow
 
 
 @pytest.fixture
@@ -25,57 +32,6 @@ def copied(shard_set: Path, tmp_path: Path) -> Path:
     """A shard set of one's own, without targets."""
     shutil.copytree(shard_set, tmp_path / "set", ignore=shutil.ignore_patterns("targets"))
     return tmp_path / "set"
-
-
-KINDS: dict[str, dict[str, Any]] = {
-    "llama": {},
-    "llama tied, sharded": {"tie_word_embeddings": True, "sharded": True},
-    "llama bf16, padded vocabulary": {"dtype": "bfloat16", "extra_rows": 61},
-    "llama fp16": {"dtype": "float16"},
-    "qwen2": {"family": "qwen2", "tie_word_embeddings": True, "dtype": "bfloat16"},
-    "gemma2": {"family": "gemma2", "dtype": "bfloat16"},
-    "gemma3": {"family": "gemma3_text", "dtype": "bfloat16"},
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_embedding_is_bit_for_bit_what_the_llm_computes(tmp_path: Path, kind: str) -> None:
-    from transformers import AutoModelForCausalLM
-
-    folder = builders.llm(tmp_path / "llm", **KINDS[kind])
-    whole = AutoModelForCausalLM.from_pretrained(folder).get_input_embeddings()
-    ours = embedding_module(folder)
-    ids = torch.arange(whole.weight.shape[0])
-    with torch.inference_mode():
-        theirs = whole(ids)
-        assert ours(ids).dtype == theirs.dtype
-        assert ours(ids).equal(theirs)
-    scaled = kind.startswith("gemma")
-    assert theirs.equal(whole.weight) is not scaled
-    assert not any(parameter.requires_grad for parameter in ours.parameters())
-
-
-def without(folder: Path, ending: str) -> Path:
-    from safetensors.torch import load_file
-
-    tensors = {n: t for n, t in load_file(folder / "model.safetensors").items() if not n.endswith(ending)}
-    builders.save_weights(folder, tensors, sharded=False)
-    return folder
-
-
-def test_an_llm_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    untied = without(builders.llm(tmp_path / "untied"), "embed_tokens.weight")  # an lm_head is no input embedding
-    with pytest.raises(UserError, match=r"no one input-embedding tensor .*embed_tokens.weight"):
-        embedding_module(untied)
-    odd = builders.llm(tmp_path / "odd")
-    settings = json.loads((odd / "config.json").read_text())
-    (odd / "config.json").write_text(json.dumps({**settings, "hidden_size": 32}))
-    with pytest.raises(UserError, match=r"has the shape \(\d+, 16\); its config says width 32"):
-        embedding_module(odd)
-    (odd / "config.json").write_text(json.dumps({**settings, "model_type": "unheard_of"}))
-    with pytest.raises(UserError, match=r"config.json cannot be used .*unheard_of") as error:
-        embedding_module(odd)
-    assert "\n" not in str(error.value)
 
 
 def test_a_pad_is_named_or_asked_for(tmp_path: Path) -> None:
@@ -140,7 +96,7 @@ def test_building_again_does_nothing_and_another_contract_is_an_error(
 
 
 def test_a_failed_llm_leaves_no_contract_behind(copied: Path, llm_folder: Path, tmp_path: Path) -> None:
-    broken = without(builders.llm(tmp_path / "broken"), "embed_tokens.weight")
+    broken = builders.without(builders.llm(tmp_path / "broken"), "embed_tokens.weight")
     with pytest.raises(UserError, match="input-embedding"):
         targets.build(TargetConfig("a", str(broken)), copied)
     assert targets.build(TargetConfig("a", str(llm_folder)), copied)
@@ -197,9 +153,9 @@ def test_a_target_set_that_cannot_be_opened_says_why(copied: Path, llm_folder: P
     with pytest.raises(UserError, match=r"embedding.safetensors is not what was committed"):
         TargetSet(copied, "b")
     path.write_bytes(whole)
-    dataset = files.read_json(copied / "dataset.json")
-    files.write_json(copied / "dataset.json", {**dataset, "part_hashes": "other"})
-    with pytest.raises(UserError, match=r"the shard set has changed.*build the targets anew"):
+    dataset = files.read_json(path.parent / "dataset.json")
+    files.write_json(path.parent / "dataset.json", {n: v for n, v in dataset.items() if n != "covers"})
+    with pytest.raises(UserError, match=r"has no covers: an older version wrote it; remove .* and build"):
         TargetSet(copied, "b")
 
 
@@ -210,37 +166,203 @@ def test_nothing_fits(copied: Path, llm_folder: Path) -> None:
         targets.build(TargetConfig("a", str(llm_folder)), copied)
 
 
-def test_the_llm_of_the_targets_is_accepted_and_one_changed_row_is_refused(
-    shard_set: Path, llm_folder: Path, tmp_path: Path
+# ---- a shard set that grows
+
+MORE = ["the old boat runs", "two stones two birds", "the zebra"]
+FRAMES = [60, 60, 80]
+
+
+def built(root: Path, llm: Path, name: str = "a", store: str = "ids") -> TargetConfig:
+    cfg = TargetConfig(name, str(llm), store=store)
+    targets.build(cfg, root)
+    return cfg
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+def test_targets_of_a_set_that_has_grown_are_used_as_far_as_they_go(
+    copied: Path, llm_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from safetensors.torch import load_file
-
-    found = TargetSet(shard_set, "tiny")
-    require_embeddings(llm_folder, found)
-    other = Path(shutil.copytree(llm_folder, tmp_path / "other"))
-    tensors = load_file(other / "model.safetensors")
-    tensors["model.embed_tokens.weight"][int(found.token_ids[-1]), 0] += 1e-6
-    builders.save_weights(other, tensors, sharded=False)
-    remedy = f"name the LLM that the targets came from \\({llm_folder}\\)"
-    with pytest.raises(UserError, match=f"LLM {other} does not embed tokens as target set {found.root}.*{remedy}"):
-        require_embeddings(other, found)
-
-
-def test_an_embedding_of_fewer_rows_or_another_width_is_refused(shard_set: Path, tmp_path: Path) -> None:
-    found = TargetSet(shard_set, "tiny")
-    for name, change in (("short", {"extra_rows": -200}), ("wide", {"hidden_size": 24})):
-        with pytest.raises(UserError, match="does not embed tokens as target set"):
-            require_embeddings(small_llm(tmp_path / name, **change), found)
+    built(copied, llm_folder)
+    before = SpeechItems(copied, TargetSet(copied, "a"), ["train"]).ids
+    covers = TargetSet(copied, "a").contract["covers"]
+    assert (covers["num_utterances"], covers["num_parts"]) == (30, 4)
+    assert not capsys.readouterr().out
+    grow(copied, MORE, FRAMES)
+    found = TargetSet(copied, "a")
+    assert capsys.readouterr().out == (
+        f"{found.root} does not cover the last 3 of 33 utterances, which are left out; to have them run precompute or "
+        "cluster.retarget again with this LLM\n"
+    )
+    items = SpeechItems(copied, found, ["train"])
+    assert items.ids == before
+    items.collate(np.arange(len(items)))
 
 
-def small_llm(folder: Path, extra_rows: int = 0, hidden_size: int = 16) -> Path:
-    from safetensors.torch import load_file
+def changed(column: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
+    return lambda rows: [{**row, column: row[column] + ("x" if i == 7 else "")} for i, row in enumerate(rows)]
 
-    made = builders.llm(folder)
-    tensors = load_file(made / "model.safetensors")
-    table_VD = tensors["model.embed_tokens.weight"]
-    tensors["model.embed_tokens.weight"] = torch.ones(len(table_VD) + extra_rows, hidden_size)
-    builders.save_weights(made, tensors, sharded=False)
-    settings = json.loads((made / "config.json").read_text())
-    (made / "config.json").write_text(json.dumps({**settings, "hidden_size": hidden_size}))
-    return made
+
+@pytest.mark.parametrize(
+    "change",
+    [changed("text"), changed("xxh3"), changed("id"), lambda rows: rows[1::-1] + rows[2:], lambda rows: rows[1:]],
+    ids=["text", "features", "id", "order", "fewer"],
+)
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_targets_of_other_utterances_are_refused(
+    copied: Path, llm_folder: Path, change: Callable[[list[dict[str, Any]]], list[dict[str, Any]]], is_complete: bool
+) -> None:
+    cfg = built(copied, llm_folder)
+    grow(copied, MORE[:1], FRAMES[:1])
+    if not is_complete:
+        (copied / "targets/a/dataset.json").unlink()
+    rows = pq.read_table(copied / "utterances.parquet").to_pylist()
+    builders.recommit(builders.write_manifest(copied / "utterances.parquet", change(rows)))
+    before, says = (
+        contents(copied / "targets"),
+        r"utterances_hash is .* the shard set has changed: remove .* and build the targets anew",
+    )
+    with pytest.raises(UserError, match=says):
+        targets.build(cfg, copied)
+    assert contents(copied / "targets") == before
+    if is_complete:
+        with pytest.raises(UserError, match=says):
+            TargetSet(copied, "a")
+
+
+@pytest.mark.parametrize("store", ["ids", "vectors"])
+def test_a_set_is_extended_and_nothing_of_it_is_written_again(
+    copied: Path, llm_folder: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    monkeypatch.setattr(targets, "PART_UTTERANCES", 8)
+    cfg = built(copied, llm_folder, store=store)
+    old, root = TargetSet(copied, "a"), copied / "targets/a"
+    (root / "tasks.parquet").write_bytes(b"as it was")
+    before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in [*root.glob("part-*/*"), root / "tasks.parquet"]}
+    for count, texts in ((33, MORE), (34, ["zebra seat"])):
+        grow(copied, texts, FRAMES[: len(texts)])
+        assert targets.build(cfg, copied)
+        assert not targets.build(cfg, copied)
+        assert TargetSet(copied, "a").contract["covers"]["num_utterances"] == count
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in before} == before
+    extended = TargetSet(copied, "a")
+    assert extended.contract["extended_at"] == [30, 33]
+    assert extended.table.column("part").to_pylist()[24:] == ["part-0000003"] * 6 + ["part-0000004"] * 3 + [
+        "part-0000005"
+    ]
+    assert set(extended.token_ids) > set(old.token_ids)
+    built(copied, llm_folder, "anew", store)
+    anew = TargetSet(copied, "anew")
+    for name in ("id", "utterance", "num_tokens", "xxh3"):
+        assert extended.table.column(name).equals(anew.table.column(name))
+    assert extended.rows_RD.equal(anew.rows_RD)
+    assert extended.rms == anew.rms
+    assert all((extended.rows_of(i) == anew.rows_of(i)).all() for i in range(34))
+    assert [extended.text(extended.rows_of(i)) for i in range(30, 33)] == MORE
+
+
+def test_the_set_s_own_quarantine_is_told_and_grows_with_it(copied: Path, llm_folder: Path) -> None:
+    cfg, root = TargetConfig("a", str(llm_folder)), copied / "targets/a"
+    assert targets.make(cfg, copied) == f"{root}: built, 30 utterances"
+    ids = grow(copied, ["the", "boat " * 90, "bird " * 90, " ?! "], [60, 60, 60, 60])
+    says = "31 utterances, 3 quarantined (2 too_many_tokens, 1 empty_text)"
+    assert targets.make(cfg, copied) == f"{root}: extended, {says}"
+    assert targets.make(cfg, copied) == f"{root}: complete, {says}"
+    assert pq.read_table(root / "quarantine.parquet").column("id").to_pylist() == ids[1:]
+
+
+def test_an_llm_whose_weights_have_changed_extends_nothing(copied: Path, tmp_path: Path) -> None:
+    folder = builders.llm(tmp_path / "llm")
+    cfg = built(copied, folder)
+    grow(copied, MORE, FRAMES)
+    before = contents(copied / "targets")
+    shutil.rmtree(folder)
+    tensors = load_file(builders.llm(folder) / "model.safetensors")
+    tensors["model.embed_tokens.weight"][5, 0] += 1
+    builders.save_weights(folder, tensors, sharded=False)
+    with pytest.raises(UserError, match=r"llm_embedding_hash is .* remove .* to build it anew, or give another name"):
+        targets.build(cfg, copied)
+    assert contents(copied / "targets") == before
+
+
+class Killed(BaseException):
+    """The process is dead: nothing that it would still have done is done."""
+
+
+def dies_before(patch: pytest.MonkeyPatch, call: int) -> list[str]:
+    """Let every call that names or removes a file fail from a given one on; returns the calls."""
+    calls: list[str] = []
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def made(*args: Any, **kwargs: Any) -> Any:
+            calls.append(f"{name} {Path(args[0]).name}")
+            if len(calls) > call:
+                raise Killed
+            return real(*args, **kwargs)
+
+        return made
+
+    for name in ("replace", "rename", "unlink", "mkdir"):
+        patch.setattr(os, name, counted(name, getattr(os, name)))
+    return calls
+
+
+@pytest.mark.parametrize("begin", ["new", "grown"])
+def test_killed_at_any_point_it_is_as_it_was_or_openly_incomplete_and_completed(
+    copied: Path, llm_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: str
+) -> None:
+    monkeypatch.setattr(targets, "PART_UTTERANCES", 20)
+    cfg = TargetConfig("a", str(llm_folder))
+    if begin == "grown":
+        built(copied, llm_folder)
+    grow(copied, MORE, FRAMES)
+    start = Path(shutil.copytree(copied, tmp_path / "start"))
+    targets.build(cfg, copied)
+    whole, seen = contents(copied / "targets"), Counter[str]()
+    for call in range(100):
+        shutil.rmtree(copied / "targets")
+        if begin == "grown":
+            shutil.copytree(start / "targets", copied / "targets")
+        with monkeypatch.context() as patch:
+            calls = dies_before(patch, call)
+            with suppress(Killed):
+                targets.build(cfg, copied)
+        if len(calls) <= call:
+            break
+        found = contents(copied / "targets")
+        if "a/dataset.json" not in found:
+            state = "incomplete"
+            with pytest.raises(UserError, match="no complete target set 'a'"):
+                TargetSet(copied, "a")
+        else:
+            leftovers = {name for name in found if ".aside-" in name}
+            state = "whole" if "a/part-0000002/_DONE.json" in found or begin == "new" else "as it was"
+            kept = {name: found[name] for name in found.keys() - leftovers}
+            assert kept == (whole if state == "whole" else contents(start / "targets"))
+            assert len(TargetSet(copied, "a").table) == (33 if state == "whole" else 30)
+        seen[state] += 1
+        targets.build(cfg, copied)
+        assert contents(copied / "targets") == whole, calls
+    assert contents(copied / "targets") == whole
+    assert seen["incomplete"] > 8
+    assert set(seen) == {"incomplete", "whole"} | ({"as it was"} if begin == "grown" else set())
+
+
+def test_an_extension_that_was_cut_short_goes_on_with_a_set_that_has_grown_again(
+    copied: Path, llm_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = built(copied, llm_folder)
+    before = contents(copied / "targets/a/part-0000000")
+    grow(copied, MORE, FRAMES)
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "commit", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            targets.build(cfg, copied)
+    grow(copied, MORE[:1], FRAMES[:1])
+    targets.build(cfg, copied)
+    found = TargetSet(copied, "a")
+    assert found.table.column("utterance").to_pylist() == list(range(34))
+    assert found.contract["extended_at"] == [30, 33]
+    assert contents(copied / "targets/a/part-0000000") == before

@@ -1,4 +1,4 @@
-"""Tasks of a target set, and the command that writes them."""
+"""Tasks of a target set."""
 
 from __future__ import annotations
 
@@ -11,16 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cluster import retarget
-from sm_train import files
 from sm_train.chat import Chat
 from sm_train.data import shards
 from sm_train.data.instructions import tasks_facts
-from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import targets, tasks
 from sm_train.models.tokenizer import Tokenizer
 from tests import builders, tuning
+from tests.growing import grow
 
 
 @pytest.fixture
@@ -198,55 +196,36 @@ def test_another_tokenizer_in_the_llm_s_folder_is_refused(
     assert not table_path(root).exists()
 
 
-# ---- the command
-
-
-def test_the_command_picks_the_only_target_set(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = [write(tmp_path / f"{i}.jsonl", asr(f"utt-00{i}")) for i in range(2)]
-    retarget.main([str(root), "--instructions", *map(str, paths)])
-    assert capsys.readouterr().out.startswith(f"{root}/targets/tiny: 2 tasks (2 asr)")
-    retarget.main([str(root), "--instructions", *map(str, paths)])
-    assert capsys.readouterr().out == f"{root}/targets/tiny: tasks complete\n"
-
-
-def test_of_two_target_sets_the_command_asks_for_a_name(root: Path, llm_folder: Path, tmp_path: Path) -> None:
-    targets.build(targets.TargetConfig("spare", str(llm_folder), pad_token="<spare>"), root)
-    words = [str(root), "--instructions", str(write(tmp_path / "tasks.jsonl", asr("utt-000")))]
-    with pytest.raises(UserError, match=r"has 2 target sets \(spare, tiny\); choose with --name"):
-        retarget.main(words)
-    assert not table_path(root).exists()
-    retarget.main([*words, "--name", "spare"])
-    assert table_path(root, "spare").exists()
-    assert not table_path(root).exists()
-    assert TargetSet(root, "spare").contract["pad_id"] == 3
-    with pytest.raises(UserError, match="no complete target set 'other'; it has: spare, tiny"):
-        retarget.main([*words, "--name", "other"])
-
-
-def test_a_target_set_that_is_not_complete_is_not_picked(root: Path, llm_folder: Path, tmp_path: Path) -> None:
-    files.write_json(root / "targets/half/contract.json", {})
-    retarget.main([str(root), "--instructions", str(write(tmp_path / "tasks.jsonl", asr("utt-000")))])
-    assert table_path(root).exists()
-
-
-@pytest.mark.parametrize("make", [False, True], ids=["no folder", "no target set"])
-def test_a_set_without_targets_is_not_told_to_choose_among_none(tmp_path: Path, make: bool) -> None:
-    root = tmp_path / "set"
-    if make:
-        tuning.spoken(root, ["the boat"], [20])
+def test_a_task_about_an_utterance_that_the_targets_do_not_cover_names_the_remedy(
+    root: Path, llm_folder: Path, tmp_path: Path
+) -> None:
+    old = write(tmp_path / "old.jsonl", asr("utt-000"))
+    build(root, old)
+    before = state(table_path(root))
+    (new,) = grow(root, ["the boat"], [40])
+    both = write(tmp_path / "both.jsonl", asr("utt-000"), asr(new))
     with pytest.raises(UserError) as caught:
-        retarget.main([str(root), "--instructions", str(write(tmp_path / "tasks.jsonl", asr("utt-0")))])
-    assert str(root) in str(caught.value)
-    assert "choose with --name" not in str(caught.value)
+        build(root, both)
+    assert str(caught.value) == (
+        f"instructions are about 1 utterances that {root}/targets/tiny does not cover yet, such as {new!r}; give "
+        f"--llm {llm_folder} to extend it"
+    )
+    assert build(root, old) == f"{root}/targets/tiny: tasks complete"
+    assert state(table_path(root)) == before
+    targets.build(targets.TargetConfig("tiny", str(llm_folder)), root)
+    assert state(table_path(root)) == before
+    assert "2 tasks" in build(root, both)
+    assert pq.read_table(table_path(root)).column("utterance").to_pylist() == [0, 30]
 
 
-def test_instructions_that_are_not_there_are_named(root: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"file {tmp_path / 'none.jsonl'} does not exist"):
-        retarget.main([str(root), "--instructions", str(tmp_path / "none.jsonl")])
-
-
-def test_without_instructions_the_command_says_how_it_is_used(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
-        retarget.main([str(root)])
-    assert left.value.code == 2
-    assert "--instructions" in capsys.readouterr().err
+def test_a_task_left_out_before_is_there_once_its_utterance_is(root: Path, llm_folder: Path, tmp_path: Path) -> None:
+    """The instructions are the same; the utterance has come out of the shard set's quarantine."""
+    path = root / "quarantine.parquet"
+    bad = {"id": "new-30", "reason": "undecodable", "detail": "busy", "attempts": 1}
+    pq.write_table(pa.Table.from_pylist([bad], schema=pq.read_schema(path)), path)
+    builders.recommit(path)
+    instructions = write(tmp_path / "tasks.jsonl", asr("utt-000"), asr("new-30"))
+    assert build(root, instructions).endswith("1 left out, their utterances are in quarantine")
+    grow(root, ["the boat"], [40])
+    targets.build(targets.TargetConfig("tiny", str(llm_folder)), root)
+    assert "2 tasks" in build(root, instructions)

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from sm_train import config, files
+from sm_train import config
 from sm_train.config import key
 from sm_train.data import shards
 from sm_train.data.batches import SpeechItems
@@ -32,7 +32,7 @@ from sm_train.data.hashing import tensors_hash
 from sm_train.data.loader import Loader, plan_items
 from sm_train.data.plan import Position
 from sm_train.data.samples import FEATS, TOKENS
-from sm_train.data.target_set import EMBEDDING, TABLE, TargetSet
+from sm_train.data.target_set import EMBEDDING, TABLE, UTTERANCES, TargetSet, cover
 from sm_train.errors import UserError, run_command
 from tools.bench.loader_peers import FRAMES, ITEMS, E, T, lhotse, mosaic, webdataset
 
@@ -63,8 +63,12 @@ def write_ours(root: Path, feats: Callable[[int], np.ndarray], count: int) -> No
     shards.commit(root, parts, {}, "utterances.parquet")
     tensors = {"ids": torch.arange(40, dtype=torch.int32), "rows": torch.ones(40, 8)}
     save_file(tensors, target / EMBEDDING)
-    covered = {"utterances": files.read_json(root / shards.DATASET)["part_hashes"]}
-    shards.commit(target, parts, {**covered, "embedding_hash": tensors_hash(tensors), "pad_id": 0}, TABLE)
+    contract = {
+        "covers": cover(root, shards.read_table(root, UTTERANCES)),
+        "embedding_hash": tensors_hash(tensors),
+        "pad_id": 0,
+    }
+    shards.commit(target, parts, contract, TABLE)
 
 
 def ours(root: Path, read_ahead: int) -> Callable[[], int]:

@@ -26,7 +26,7 @@ from sm_train import config, files
 from sm_train.data import shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.mds import file_digest
-from sm_train.data.target_set import EMBEDDING, TABLE
+from sm_train.data.target_set import EMBEDDING, TABLE, UTTERANCES, cover
 from sm_train.errors import UserError, run_command
 from tools.bench import ROOT
 
@@ -109,7 +109,8 @@ def make_set(folder: Path, count: int, encoder_width: int, llm_width: int) -> Pa
     samples = ({"id": row["id"], "feats": feats_TE} for row, feats_TE in zip(rows, feats, strict=True))
     shards.write_part(folder, "part-0000000", {"id": "str", "feats": "ndarray:float16"}, samples, rows, [], {})
     contract = {"encoder": "none", "encoder_revision": None, "encoder_hash": "none", "layer": 0, "pool": 2}
-    shards.commit(folder, ["part-0000000"], contract, "utterances.parquet")
+    shards.commit(folder, ["part-0000000"], contract, UTTERANCES)
+    _repeat(folder, UTTERANCES, "ordinal", count)
     root = folder / "targets" / TARGET
     ids = [rng.integers(1, ROWS, size=n // 5).astype(np.int32) for n in frames]
     rows = [{"id": f"utt-{i}", "utterance": i, "num_tokens": len(tokens)} for i, tokens in enumerate(ids)]
@@ -118,12 +119,11 @@ def make_set(folder: Path, count: int, encoder_width: int, llm_width: int) -> Pa
     rows_RD = torch.randn(ROWS, llm_width, generator=torch.Generator().manual_seed(0))
     tensors = {"ids": torch.arange(ROWS, dtype=torch.int32), "rows": rows_RD}
     save_file(tensors, root / EMBEDDING)
-    covered = files.read_json(folder / shards.DATASET)["part_hashes"]
+    covers = cover(folder, shards.read_table(folder, UTTERANCES))
     of_llm = {"llm": "none", "llm_revision": None, "normaliser": "none", "tokenizer_hash": "0", "pad_id": 0,
-              "utterances": covered, "embedding_hash": tensors_hash(tensors), "mean_square": 1.0}  # fmt: skip
+              "covers": covers, "embedding_hash": tensors_hash(tensors), "mean_square": 1.0}  # fmt: skip
     shards.commit(root, ["part-0000000"], of_llm, TABLE)
-    for place, name, numbered in ((folder, "utterances.parquet", "ordinal"), (root, TABLE, "utterance")):
-        _repeat(place, name, numbered, count)
+    _repeat(root, TABLE, "utterance", count)
     return folder
 
 
