@@ -15,7 +15,6 @@ import torch
 from numpy.typing import NDArray
 
 from sm_train.data import audio, shards
-from sm_train.data.lengths import shortest_samples
 from sm_train.data.samples import FEATS
 from sm_train.models.speech import EncoderConfig, SpeechEncoder
 from sm_train.records import Quarantined, Receipt, Unit, Utterance
@@ -35,8 +34,9 @@ class UnitEncoder:
         torch.set_num_threads(threads)
         self.root, self.audio_root = root, audio_root
         self.batch_s, self.max_duration_s, self.silence_dbfs = batch_s, max_duration_s, silence_dbfs
-        self.shortest_samples = shortest_samples(encoder.pool)
         self.encoder = SpeechEncoder(encoder)
+        self.encoder.check_alone_equals_padded()
+        self.shortest_samples = self.encoder.shortest_samples
 
     def encode_unit(self, unit: Unit) -> Receipt:
         """Encode, write and commit one part; a part that is there already is left alone."""
@@ -56,7 +56,7 @@ class UnitEncoder:
             utterances = [unit.utterances[i] for i in batch]
             audio_BS, problems = self._load(utterances)
             bad.update(problems)
-            for utterance, feats_TE, samples_S in zip(utterances, self.encoder.encode(audio_BS), audio_BS, strict=True):
+            for utterance, feats_TE, samples_S in zip(utterances, self.encoder.encode_audio(audio_BS), audio_BS, strict=True):
                 if utterance.id in bad:
                     continue
                 with np.errstate(over="ignore"):

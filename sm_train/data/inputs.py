@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,11 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 FILTER_BANK, WHISPER, WAVEFORM = "filter_bank", "whisper", "waveform"
+WHISPER_SILENT = 3
+"""Columns behind an utterance's own in Whisper's input; the last of them is silence, like all that are left out."""
 
-_BLOCK = 256  # frames at a time: their buffer and spectrum stay in the processor's cache
+_BLOCK = 64  # frames at a time, whose arrays stay in the processor's cache
+_BANDS = 20  # mel bands at a time: few frequencies are heard by any of them
 
 
 def _none() -> NDArray[np.float64]:
@@ -44,12 +48,12 @@ class Inputs:
     normalise: bool = True
 
     def prepare(self, samples_S: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The encoder's input, unpadded: [T // stride, M * stride], Whisper's [M, T], or the waveform's [S].
+        """The encoder's input, unpadded: [T // stride, M * stride], Whisper's [M, T + 3], or the waveform's [S].
 
-        Whisper's ends with one column of silence, where there is any, to be repeated up to the window's length.
+        Whisper's window is what its last column, repeated, fills up, or what lies within the window's length.
 
         Raises:
-            ValueError: the utterance is longer than Whisper's window.
+            ValueError: the utterance is longer than Whisper's window, or shorter than one of its frames.
         """
         if self.kind == FILTER_BANK:
             return self._filter_bank(samples_S)
@@ -70,44 +74,53 @@ class Inputs:
         return cls(**{k: np.array(v, np.float64) if isinstance(v, list) else v for k, v in values.items()})
 
     def _filter_bank(self, samples_S: NDArray[np.float32]) -> NDArray[np.float32]:
-        power_TF = self._power(samples_S * 2**15, kaldi=True)
-        mel_MT = np.maximum(1.192092955078125e-07, np.dot(self.mel_filters_FM.T, power_TF.T))
+        mel_MT = np.maximum(1.192092955078125e-07, self._mel(samples_S * 2**15, kaldi=True))
         feats_TM = np.asarray(np.log(mel_MT), np.float32).T
         feats_TM = (feats_TM - feats_TM.mean(0)[None]) / np.sqrt(feats_TM.var(0, ddof=1)[None] + 1e-7)
         whole = len(feats_TM) // self.stride
         return np.ascontiguousarray(feats_TM[: whole * self.stride]).reshape(whole, -1)
 
     def _whisper(self, samples_S: NDArray[np.float32]) -> NDArray[np.float32]:
-        if len(samples_S) > self.window_samples:
-            raise ValueError(f"{len(samples_S)} samples do not fit Whisper's window of {self.window_samples}")
-        half = len(self.window_W) // 2
-        padded_S = np.zeros(self.window_samples, np.float32)
-        padded_S[: len(samples_S)] = samples_S
-        padded_S = np.pad(padded_S, half, mode="reflect")
-        num_frames = 1 + self.window_samples // self.hop
-        touched = min(num_frames, (half + len(samples_S)) // self.hop + 1)
-        if len(samples_S) + half >= self.window_samples:  # the end is reflected too
-            touched = num_frames
-        # The product is of the whole window, as its last bits depend on its shape; frames of silence are zeros.
-        power_TF = np.zeros((num_frames, len(self.mel_filters_FM)))
-        power_TF[:touched] = self._power(padded_S[: (touched - 1) * self.hop + 2 * half], kaldi=False)
-        mel_MT = np.maximum(1e-10, np.dot(self.mel_filters_FM.T, power_TF.T))
-        log_MT = np.asarray(np.log10(mel_MT), np.float32)[:, :-1]
+        num_samples, whole = len(samples_S), self.window_samples
+        if num_samples > whole:
+            raise ValueError(f"{num_samples} samples do not fit Whisper's window of {whole}")
+        half, columns = len(self.window_W) // 2, whole // self.hop
+        padded_S = np.pad(np.pad(samples_S, (0, whole - num_samples)), half, mode="reflect")
+        wanted = -(-num_samples // self.hop) + WHISPER_SILENT
+        kept = min(wanted, columns)
+        mel_MT = np.maximum(1e-10, self._mel(padded_S[: (kept - 1) * self.hop + 2 * half], kaldi=False))
+        log_MT = np.asarray(np.log10(mel_MT), np.float32)
         log_MT = (np.maximum(log_MT, log_MT.max() - 8.0) + 4.0) / 4.0
-        return np.ascontiguousarray(log_MT[:, : touched + 1])
+        return np.pad(log_MT, ((0, 0), (0, wanted - kept)), mode="edge")
 
-    def _power(self, samples_S: NDArray[np.float32], kaldi: bool) -> NDArray[np.float64]:
-        """The power spectrum [T, F], through transformers' complex64; ``kaldi``: no offset, and a pre-emphasis."""
-        frames_TW = sliding_window_view(samples_S, len(self.window_W))[:: self.hop]
-        power_TF = np.empty((len(frames_TW), len(self.mel_filters_FM)))
+    def _mel(self, samples_S: NDArray[np.float32], kaldi: bool) -> NDArray[np.float64]:
+        """The power in each band, through transformers' complex64; ``kaldi``: no offset, and a pre-emphasis: [M, T]."""
+        width = len(self.window_W)
+        frames_TW = sliding_window_view(samples_S, width)[:: self.hop]
+        mel_MT = np.empty((self.mel_filters_FM.shape[1], len(frames_TW)))
+        padded_TN = np.zeros((_BLOCK, self.fft_length))
         for start in range(0, len(frames_TW), _BLOCK):
-            rows = slice(start, start + _BLOCK)
-            framed_TW = frames_TW[rows].astype(np.float64)
+            framed_TW = frames_TW[start : start + _BLOCK].astype(np.float64)
+            count = len(framed_TW)
             if kaldi:
                 framed_TW -= framed_TW.mean(axis=1, keepdims=True)
                 framed_TW[:, 1:] -= 0.97 * framed_TW[:, :-1]
                 framed_TW[:, 0] *= 1 - 0.97
-            framed_TW *= self.window_W
-            spectrum_TF = np.fft.rfft(framed_TW, self.fft_length).astype(np.complex64)
-            power_TF[rows] = np.abs(spectrum_TF, dtype=np.float64) ** 2.0
-        return power_TF
+            np.multiply(framed_TW, self.window_W, out=padded_TN[:count, :width])
+            spectrum_TF = np.fft.rfft(padded_TN[:count]).astype(np.complex64)
+            power_TF = np.abs(spectrum_TF, dtype=np.float64)
+            power_TF *= power_TF
+            for bands, places, filters_MF in self._bands:
+                mel_MT[bands, start : start + count] = np.dot(filters_MF, power_TF[:, places].T)
+        return mel_MT
+
+    @cached_property
+    def _bands(self) -> list[tuple[slice, slice, NDArray[np.float64]]]:
+        """Neighbouring bands, the frequencies that any of them hears, and their filters there: elsewhere are zeros."""
+        groups = []
+        for start in range(0, self.mel_filters_FM.shape[1], _BANDS):
+            bands = slice(start, start + _BANDS)
+            heard = np.flatnonzero(self.mel_filters_FM[:, bands].any(axis=1))
+            places = slice(int(heard[0]), int(heard[-1]) + 1)
+            groups.append((bands, places, self.mel_filters_FM[places, bands].T))
+        return groups

@@ -7,7 +7,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from sm_train.data import shards
-from sm_train.data.lengths import encoder_frames, pooled_frames
 from sm_train.data.manifest import cut_units, read_manifest
 from sm_train.encode import UnitEncoder, cut_batches
 from sm_train.models.speech import EncoderConfig
@@ -38,13 +37,14 @@ def make(encoder_folder: Path, manifest: Path) -> object:
 
 def test_a_units_part_holds_every_utterance_in_order(make, manifest: Path, tmp_path: Path) -> None:
     (unit, *_) = cut_units(read_manifest(manifest), 8)
-    receipt = make(tmp_path).encode_unit(unit)
+    encoder = make(tmp_path)
+    receipt = encoder.encode_unit(unit)
     done = shards.read_part(tmp_path, unit.part)
     assert (receipt.num_committed, receipt.num_quarantined) == (8, 0)
     assert receipt.audio_s == pytest.approx(sum(u.duration_s for u in unit.utterances))
     assert [row["id"] for row in done["rows"]] == [u.id for u in unit.utterances]
     for row, utterance in zip(done["rows"], unit.utterances, strict=True):
-        assert row["num_frames"] == pooled_frames(encoder_frames(round(utterance.duration_s * 16_000)), 2)
+        assert row["num_frames"] == encoder.encoder.num_frames(round(utterance.duration_s * 16_000))
     assert done["facts"]["width"] == 32
 
 
@@ -99,8 +99,8 @@ def test_the_shortest_utterance_that_makes_a_position_is_kept_and_a_shorter_one_
 def test_features_that_overflow_float16_are_quarantined(make, manifest: Path, tmp_path: Path) -> None:
     (unit, *_) = cut_units(read_manifest(manifest), 3)
     encoder = make(tmp_path)
-    inner = encoder.encoder.encode
-    encoder.encoder.encode = lambda audio: [f * 1e6 if i == 1 else f for i, f in enumerate(inner(audio))]
+    inner = encoder.encoder.encode_audio
+    encoder.encoder.encode_audio = lambda audio: [f * 1e6 if i == 1 else f for i, f in enumerate(inner(audio))]
     encoder.encode_unit(unit)
     (bad,) = shards.read_part(tmp_path, unit.part)["quarantined"]
     assert (bad["id"], bad["reason"]) == (unit.utterances[1].id, "non_finite")
