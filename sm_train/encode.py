@@ -56,7 +56,9 @@ class UnitEncoder:
             utterances = [unit.utterances[i] for i in batch]
             audio_BS, problems = self._load(utterances)
             bad.update(problems)
-            for utterance, feats_TE, samples_S in zip(utterances, self.encoder.encode_audio(audio_BS), audio_BS, strict=True):
+            for utterance, feats_TE, samples_S in zip(
+                utterances, self.encoder.encode_audio(audio_BS), audio_BS, strict=True
+            ):
                 if utterance.id in bad:
                     continue
                 with np.errstate(over="ignore"):

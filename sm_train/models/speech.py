@@ -53,7 +53,8 @@ class EncoderConfig:
     dtype: str = config.key("float32", "precision of the forward pass: float32 | bfloat16 | float16")
     device: str = config.key("auto", "auto | cpu | cuda | cuda:N")
     batching: str = config.key(
-        "auto", "padded | equal_length (utterances of one length together) | auto: what leaves features as they are alone"
+        "auto",
+        "padded | equal_length (utterances of one length together) | auto: what leaves features as they are alone",
     )
 
     def __post_init__(self) -> None:
@@ -68,8 +69,8 @@ class EncoderConfig:
 class SpeechEncoder:
     """A speech encoder up to one layer, before any adaptor.
 
-    ``hidden_states[k]`` is the input of layer k; for the last k it is what the encoder returns, its final norm included.
-    Layers above are never built, and only the weights in use are read.
+    ``hidden_states[k]`` is the input of layer k; for the last k it is what the encoder returns, its final norm
+    included. Layers above are never built, and only the weights in use are read.
 
     Attributes:
         width: E.
@@ -116,7 +117,7 @@ class SpeechEncoder:
 
     @torch.inference_mode()
     def encode(self, prepared: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Features of a batch of utterances, each :attr:`inputs`' array in, each [T, E] out at the pooled frame rate."""
+        """Features of a batch of utterances: arrays that :attr:`inputs` prepared in, [T, E] each out, pooled."""
         groups: dict[int, list[int]] = {}
         for i, array in enumerate(prepared):
             groups.setdefault(array.size if self.equal_length else 0, []).append(i)
@@ -131,7 +132,9 @@ class SpeechEncoder:
 
     def _forward(self, prepared: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         try:
-            hidden_BTE = checkpoints.first_output(self._trunk.forward(prepared, self.device, self.dtype))
+            # A GPU's convolutions would take TF32 for float32 by default, and whichever algorithm is fastest.
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                hidden_BTE = checkpoints.first_output(self._trunk.forward(prepared, self.device, self.dtype))
         except base.Reached as reached:
             hidden_BTE = reached.hidden_BTE
         num_frames = [self._trunk.frames_of(array) for array in prepared]
@@ -140,21 +143,23 @@ class SpeechEncoder:
         return np.split(together, np.cumsum([len(p) for p in pooled])[:-1])
 
     def check_alone_equals_padded(self) -> float:
-        """Prove that neighbours leave an utterance's features as they are; to be called once before a corpus is encoded.
+        """Prove that neighbours leave an utterance's features as they are; to be called before a corpus is encoded.
 
         Returns:
             The largest difference of a frame, as a share of the frames' scale.
 
         Raises:
-            UserError: it is above 1e-4 (0.02 in float16, 0.1 in bfloat16).
+            UserError: it is above 1e-4 (0.02 in float16, 0.1 in bfloat16), or features are not finite.
         """
         rng = np.random.default_rng(0)
         most = self.longest_samples or _MOST_SAMPLES
         lengths = (min(max(self.shortest_samples, 12_345), most), min(max(2 * self.shortest_samples, 40_000), most))
         short_S, long_S = (rng.normal(scale=0.1, size=n).astype(np.float32) for n in lengths)
         (alone_TE,), (together_TE, _) = self.encode_audio([short_S]), self.encode_audio([short_S, long_S])
+        if not np.isfinite(alone_TE).all():
+            raise UserError(f"{self.name}: features are not finite; set encoder.dtype=float32 or bfloat16")
         scale = np.sqrt((alone_TE**2).sum(axis=1).mean())
-        worst = float(np.sqrt(((alone_TE - together_TE) ** 2).sum(axis=1)).max() / scale)
+        worst = float(np.linalg.norm(alone_TE - together_TE, axis=1).max() / scale)
         if not worst <= _TOLERANCES[self.dtype]:
             raise UserError(
                 f"{self.name}: features of an utterance alone and in a padded batch differ by {worst:.1e} of their "

@@ -37,7 +37,7 @@ class Wav2Vec2Trunk:
             "data2vec-audio": transformers.Data2VecAudioModel,
         }[model_type]
         settings = model_class.config_class.from_pretrained(folder)
-        self.minds_padding = settings.feat_extract_norm == "group" or model_type == "data2vec-audio"
+        self.minds_padding = model_type == "data2vec-audio" or settings.feat_extract_norm == "group"
         self.convolutions = list(zip(settings.conv_kernel, settings.conv_stride, strict=True))
         self.samples_per_frame = math.prod(settings.conv_stride)
         self.num_layers, self.width = settings.num_hidden_layers, settings.hidden_size

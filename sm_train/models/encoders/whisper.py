@@ -30,19 +30,19 @@ class WhisperTrunk:
 
         extractor = base.read_extractor(WhisperFeatureExtractor, folder, what)
         window_W = window_function(extractor.n_fft, "hann")
-        self.longest_samples: int = extractor.n_samples
+        self.longest_samples: int | None = extractor.n_samples
         self.inputs = Inputs(
             WHISPER, extractor.mel_filters, window_W, extractor.n_fft, extractor.hop_length,
-            window_samples=self.longest_samples,
+            window_samples=extractor.n_samples,
         )  # fmt: skip
         settings = WhisperConfig.from_pretrained(folder)
-        self.num_columns = extractor.nb_max_frames
+        self.num_columns: int = extractor.nb_max_frames
         if self.num_columns != _STRIDE * settings.max_source_positions:
             raise UserError(
                 f"{what}: its extractor gives {self.num_columns} columns, its encoder takes "
                 f"{_STRIDE * settings.max_source_positions}; config.json or preprocessor_config.json is another model's"
             )
-        self.samples_per_frame = extractor.hop_length * _STRIDE
+        self.samples_per_frame: int = extractor.hop_length * _STRIDE
         self.num_layers, self.width = settings.encoder_layers, settings.d_model
         settings.encoder_layers = min(layer, self.num_layers)
         self.model = base.build(WhisperEncoder, settings)
@@ -53,7 +53,8 @@ class WhisperTrunk:
         return -(-num_samples // self.samples_per_frame)
 
     def frames_of(self, prepared: NDArray[np.float32]) -> int:
-        return -(-(prepared.shape[1] - WHISPER_SILENT) // _STRIDE)
+        columns: int = prepared.shape[1] - WHISPER_SILENT
+        return -(-columns // _STRIDE)
 
     def forward(self, prepared: Sequence[NDArray[np.float32]], device: torch.device, dtype: torch.dtype) -> Any:
         mels_BMT = np.empty((len(prepared), len(prepared[0]), self.num_columns), np.float32)
