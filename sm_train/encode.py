@@ -79,6 +79,9 @@ class UnitEncoder:
                 if len(samples_S) < self.shortest_samples:
                     detail = f"{len(samples_S)} samples; {self.shortest_samples} make one position"
                     raise audio.BadAudio("too_short", detail)
+                longest = self.encoder.longest_samples
+                if longest and len(samples_S) > longest:
+                    raise audio.BadAudio("too_long", f"{len(samples_S)} samples; the encoder takes {longest}")
             except audio.BadAudio as error:
                 problems[utterance.id] = Quarantined(utterance.id, error.reason, str(error))
                 samples_S = self._silence(utterance)
@@ -87,7 +90,8 @@ class UnitEncoder:
 
     def _silence(self, utterance: Utterance) -> NDArray[np.float32]:
         duration_s = min(utterance.duration_s, self.max_duration_s)
-        return np.zeros(max(round(duration_s * audio.SAMPLE_RATE_HZ), self.shortest_samples), np.float32)
+        num_samples = max(round(duration_s * audio.SAMPLE_RATE_HZ), self.shortest_samples)
+        return np.zeros(min(num_samples, self.encoder.longest_samples or num_samples), np.float32)
 
 
 def cut_batches(durations_s: Sequence[float], batch_s: float) -> list[list[int]]:

@@ -1,7 +1,7 @@
 """One utterance's samples to an encoder's input array, in NumPy alone: what the processes that decode audio run.
 
-Every step and dtype is that of transformers' own feature extractors, which loop over frames; here the frames are a strided
-view in blocks, so that the numbers are the same bits, 4 to 5 times as soon.
+Every step and dtype is that of transformers' own feature extractors, which loop over frames; here the frames are a
+strided view in blocks, so that the numbers are the same bits, 4 to 5 times as soon.
 
 Shape letters: S samples, T input frames, W samples of a window, F frequencies, M mel bands.
 """

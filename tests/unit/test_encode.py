@@ -11,7 +11,7 @@ from sm_train.data.manifest import cut_units, read_manifest
 from sm_train.encode import UnitEncoder, cut_batches
 from sm_train.models.speech import EncoderConfig
 from sm_train.records import Unit
-from tests import builders
+from tests import builders, encoders
 
 
 def test_batches_are_neighbours_under_the_budget() -> None:
@@ -94,6 +94,22 @@ def test_the_shortest_utterance_that_makes_a_position_is_kept_and_a_shorter_one_
     done = shards.read_part(tmp_path, unit.part)
     assert [(r["id"], r["num_frames"]) for r in done["rows"]] == [(f"u{edge}", 4)]
     assert {r["reason"] for r in done["quarantined"]} == {"too_short"}
+
+
+def test_what_does_not_fit_the_encoders_window_is_quarantined(tmp_path: Path) -> None:
+    import soundfile
+
+    folder = encoders.whisper(tmp_path / "whisper", seconds=2)
+    rows = []
+    for count in (32_000, 32_001):
+        soundfile.write(tmp_path / f"{count}.wav", builders.tones(np.random.default_rng(0), count / 16_000), 16_000)
+        rows.append(builders.row(f"u{count}", f"{count}.wav", count / 16_000, "hello"))
+    unit = Unit(0, tuple(read_manifest(builders.write_manifest(tmp_path / "m.parquet", rows))))
+    encoder = EncoderConfig(path=str(folder), layer=2, device="cpu")
+    UnitEncoder(encoder, tmp_path, tmp_path, 12.0, 60.0, -80.0, 1).encode_unit(unit)
+    done = shards.read_part(tmp_path, unit.part)
+    assert [(r["id"], r["num_frames"]) for r in done["rows"]] == [("u32000", 50)]
+    assert [(r["id"], r["reason"]) for r in done["quarantined"]] == [("u32001", "too_long")]
 
 
 def test_features_that_overflow_float16_are_quarantined(make, manifest: Path, tmp_path: Path) -> None:
