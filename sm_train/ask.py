@@ -11,7 +11,6 @@ from pathlib import Path
 
 from sm_train import config
 from sm_train.data import audio
-from sm_train.data.lengths import shortest_samples
 from sm_train.data.mixing import Sources
 from sm_train.errors import UserError, run_command
 from sm_train.models.llm import FrozenLlm, LlmConfig
@@ -39,16 +38,20 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
         samples_S = audio.load(recording)
     except audio.BadAudio as error:
         raise UserError(f"recording {recording}: {error.reason}: {error}") from None
-    if len(samples_S) < shortest_samples(frozen["pool"]):
-        raise UserError(f"recording {recording} is too short: {len(samples_S) / audio.SAMPLE_RATE_HZ:.2f} s")
     encoder = SpeechEncoder(
         EncoderConfig(frozen["encoder"], frozen["encoder_revision"], layer=frozen["layer"], pool=frozen["pool"])
     )
+    duration_s = len(samples_S) / audio.SAMPLE_RATE_HZ
+    if len(samples_S) < encoder.shortest_samples:
+        raise UserError(f"recording {recording} is too short: {duration_s:.2f} s")
+    if encoder.longest_samples and len(samples_S) > encoder.longest_samples:
+        longest_s = encoder.longest_samples / audio.SAMPLE_RATE_HZ
+        raise UserError(f"recording {recording} is too long for its encoder: {duration_s:.2f} s; {longest_s:g} s fit")
     llm = FrozenLlm(LlmConfig(frozen["llm"], frozen["llm_revision"]))
     trained.require_template(llm, "give the LLM that template again, or tune for this one")
     targets = Sources(settings["shards"], settings["target"]).targets
     mapped = trained.as_system(targets, settings.get("trim", mappers.TUNED_TRIM), llm.device)
-    (feats_TE,) = encoder.encode([samples_S])
+    (feats_TE,) = encoder.encode_audio([samples_S])
     heard = Heard(feats_TE.astype("float16"), "")
     return mapped.transcript(heard) or "", ask(llm, [message], [mapped.vectors(heard)], max_new_tokens)[0]
 

@@ -22,8 +22,8 @@ from sm_train import config
 from sm_train.data import manifest, shards, store
 from sm_train.data.store import Store
 from sm_train.encoding.decode import DecodeConfig
-from sm_train.encoding.decoders import DecodePool
-from sm_train.encoding.units import Decoder, UnitEncoder
+from sm_train.encoding.decoders import DecodePool, Decoder
+from sm_train.encoding.units import UnitEncoder
 from sm_train.errors import UserError, run_command
 from sm_train.models import targets
 from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, SpeechEncoder, pick_device
@@ -101,6 +101,7 @@ def describe(cfg: PrecomputeConfig, manifest_hash: str) -> dict[str, Any]:
         "layer": encoder.layer,
         "pool": encoder.pool,
         "frame_rate_hz": ENCODER_FRAME_RATE_HZ / encoder.pool,
+        "batching": encoder.batching,
         "compute_dtype": encoder.dtype,
         "dtype": "float16",
         "manifest_hash": manifest_hash,
@@ -126,11 +127,13 @@ def make_encoder(cfg: PrecomputeConfig, decoder: Callable[[DecodeConfig], Decode
     """
     torch.set_num_threads(cfg.threads)
     encoder = SpeechEncoder(cfg.encoder)
+    encoder.check_alone_equals_padded()
     decoding = DecodeConfig(
         str(Path(cfg.manifest).resolve().parent),
         cfg.max_duration_s,
         cfg.silence_dbfs,
         encoder.shortest_samples,
+        encoder.longest_samples,
         encoder.inputs.to_json(),
     )
     made = decoder(decoding) if decoder else DecodePool(decoding, cfg.decode_workers, cfg.decode_timeout_s)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sm_train.data import audio
+from sm_train.data.inputs import Inputs
 from sm_train.errors import UserError
 from sm_train.records import Utterance
 
@@ -35,13 +36,14 @@ class DecodeConfig:
     max_duration_s: float
     silence_dbfs: float
     shortest_samples: int
+    longest_samples: int | None
     inputs: str | None
     """The encoder's :class:`Inputs` as JSON; None for samples as they are."""
 
 
 def _serve(requests: BinaryIO, replies: int) -> None:
     cfg = DecodeConfig(**json.loads(requests.readline()))
-    prepare = _preparation(cfg.inputs)
+    prepare = Inputs.from_json(cfg.inputs).prepare if cfg.inputs else np.asarray
     _reply(replies, {})
     for line in requests:
         utterance = Utterance(**json.loads(line))
@@ -50,6 +52,9 @@ def _serve(requests: BinaryIO, replies: int) -> None:
             if len(samples_S) < cfg.shortest_samples:
                 detail = f"{len(samples_S)} samples; {cfg.shortest_samples} make one position"
                 raise audio.BadAudio("too_short", detail)
+            if cfg.longest_samples and len(samples_S) > cfg.longest_samples:
+                detail = f"{len(samples_S)} samples; the encoder takes {cfg.longest_samples}"
+                raise audio.BadAudio("too_long", detail)
             values = np.ascontiguousarray(prepare(samples_S), np.float32)
         except audio.BadAudio as error:
             _reply(replies, {"reason": error.reason, "detail": str(error)})
@@ -61,10 +66,6 @@ def _serve(requests: BinaryIO, replies: int) -> None:
             _reply(replies, {"bug": traceback.format_exc()})
         else:
             _reply(replies, {"shape": values.shape, "num_samples": len(samples_S)}, values)
-
-
-def _preparation(inputs: str | None) -> Any:
-    return lambda samples_S: samples_S
 
 
 def _reply(replies: int, head: dict[str, Any], values: NDArray[np.float32] | None = None) -> None:

@@ -17,7 +17,7 @@ import threading
 import time
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +36,16 @@ class Decoded:
 
     inputs: NDArray[np.float32]
     num_samples: int
+
+
+class Decoder(Protocol):
+    """What makes utterances ready for the encoder, ahead of it."""
+
+    def submit(self, utterance: Utterance) -> Future[Decoded | Quarantined]:
+        """Decode one utterance, or say why it cannot be used."""
+
+    def close(self) -> None:
+        """Finish what was given, and end."""
 
 
 class DecodePool:

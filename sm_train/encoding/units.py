@@ -13,7 +13,6 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,23 +22,13 @@ from sm_train.data.audio import SAMPLE_RATE_HZ
 from sm_train.data.samples import FEATS
 from sm_train.data.store import Place
 from sm_train.encoding.batches import cut_batches
-from sm_train.encoding.decoders import Decoded
+from sm_train.encoding.decoders import Decoded, Decoder
 from sm_train.encoding.gate import Gate
 from sm_train.models.speech import SpeechEncoder
 from sm_train.records import Quarantined, Receipt, Unit, Utterance
 
 _AUDIO_BYTES_S = 64_000  # of decoded audio, or of what the encoder is given instead
 _ROW_BYTES = 2  # of a stored number
-
-
-class Decoder(Protocol):
-    """What makes utterances ready for the encoder, ahead of it."""
-
-    def submit(self, utterance: Utterance) -> Future[Decoded | Quarantined]:
-        """Decode one utterance, or say why it cannot be used."""
-
-    def close(self) -> None:
-        """Finish what was given, and end."""
 
 
 @dataclass
@@ -86,7 +75,9 @@ class UnitEncoder:
         limit_bytes: int,
     ) -> None:  # fmt: skip
         self.encoder, self.decoder, self.root = encoder, decoder, root
-        self.batch_s, self.max_duration_s = batch_s, max_duration_s
+        self.batch_s, self._longest_samples = batch_s, round(max_duration_s * SAMPLE_RATE_HZ)
+        if encoder.longest_samples:
+            self._longest_samples = min(self._longest_samples, encoder.longest_samples)
         self._gate = Gate(limit_bytes)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
@@ -125,7 +116,7 @@ class UnitEncoder:
                     self._after.submit(self._finish, job)
                     continue
                 utterances = job.unit.utterances
-                durations_s = [min(u.duration_s, self.max_duration_s) for u in utterances]
+                durations_s = [self._num_samples(u) / SAMPLE_RATE_HZ for u in utterances]
                 batches = cut_batches(durations_s, self.batch_s, self.encoder.equal_length)
                 job.batches_left = len(batches)
                 for batch in batches:
@@ -182,7 +173,8 @@ class UnitEncoder:
         return {i: feats[i] for i in places}
 
     def _num_samples(self, utterance: Utterance) -> int:
-        count = round(min(utterance.duration_s, self.max_duration_s) * SAMPLE_RATE_HZ)
+        """By the manifest, within what the encoder takes."""
+        count = round(min(utterance.duration_s * SAMPLE_RATE_HZ, self._longest_samples))
         return max(count, self.encoder.shortest_samples)
 
     def _silence(self, num_samples: int) -> NDArray[np.float32]:

@@ -5,6 +5,7 @@ Shape letters: B utterances, S samples, T frames, E encoder width.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +19,32 @@ from safetensors import safe_open
 from sm_train import config, files
 from sm_train.data.audio import SAMPLE_RATE_HZ
 from sm_train.data.hashing import tensors_hash
-from sm_train.data.lengths import pooled_frames, shortest_samples
+from sm_train.data.lengths import FRAMES_PER_POSITION, pooled_frames
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
+from sm_train.models.encoders import base
+from sm_train.models.encoders.seamless import SeamlessTrunk
+from sm_train.models.encoders.w2v_bert import W2vBertTrunk
+from sm_train.models.encoders.wav2vec2 import Wav2Vec2Trunk
+from sm_train.models.encoders.whisper import WhisperTrunk
 
-_PREFIX = "speech_encoder."
 ENCODER_FRAME_RATE_HZ = 50.0
+_MOST_SAMPLES = 1 << 24
+_FAMILIES: dict[str, Any] = {
+    "seamless_m4t_v2": SeamlessTrunk,
+    "wav2vec2-bert": W2vBertTrunk,
+    "whisper": WhisperTrunk,
+    **dict.fromkeys(("wav2vec2", "hubert", "wavlm", "data2vec-audio"), Wav2Vec2Trunk),
+}
+# How far an utterance alone may be from itself in a padded batch, as a share of the features' scale.
+_TOLERANCES = {torch.float32: 1e-4, torch.float16: 0.02, torch.bfloat16: 0.1}
 
 
 @dataclass(frozen=True)
 class EncoderConfig:
     """Which frozen encoder, which layer, how pooled."""
 
-    path: str = config.key(config.REQUIRED, "folder or hub repository of a SeamlessM4T-v2 checkpoint")
+    path: str = config.key(config.REQUIRED, f"folder or hub repository of a checkpoint: {', '.join(_FAMILIES)}")
     revision: str | None = config.key(None, "hub revision to pin; null for a folder")
     layer: int = config.key(
         24, "hidden_states[layer]: 0 is the input of the first layer, the last one is what the encoder returns"
@@ -38,99 +52,120 @@ class EncoderConfig:
     pool: int = config.key(2, "consecutive frames averaged into one")
     dtype: str = config.key("float32", "precision of the forward pass: float32 | bfloat16 | float16")
     device: str = config.key("auto", "auto | cpu | cuda | cuda:N")
+    batching: str = config.key(
+        "auto",
+        "padded | equal_length (utterances of one length together) | auto: what leaves features as they are alone",
+    )
 
     def __post_init__(self) -> None:
         if self.pool < 1:
             raise ValueError(f"encoder.pool is {self.pool}; it must be 1 or more")
         if self.dtype not in ("float32", "bfloat16", "float16"):
             raise ValueError(f"encoder.dtype is {self.dtype!r}; it must be float32, bfloat16 or float16")
-
-
-class _AsIs:
-    def prepare(self, samples_S: NDArray[np.float32]) -> NDArray[np.float32]:
-        return samples_S
-
-    def to_json(self) -> str | None:
-        return None
+        if self.batching not in ("auto", "padded", "equal_length"):
+            raise ValueError(f"encoder.batching is {self.batching!r}; it must be auto, padded or equal_length")
 
 
 class SpeechEncoder:
-    """SeamlessM4T-v2's speech encoder up to one layer, before its adaptor.
+    """A speech encoder up to one layer, before any adaptor.
 
-    ``hidden_states[k]`` is the input of layer k; for the last k it is the output of the conformer's final layer norm,
-    as in ``SeamlessM4Tv2ConformerEncoder``. Layers above are never built, and only the weights in use are read.
+    ``hidden_states[k]`` is the input of layer k; for the last k it is what the encoder returns, its final norm
+    included. Layers above are never built, and only the weights in use are read.
+
+    Attributes:
+        width: E.
+        inputs: what makes :meth:`encode`'s arrays of samples; it can be sent to processes that know no torch.
+        weights_hash: the xxh3 of the weights in use.
+        shortest_samples: the fewest samples that make one mapper position.
+        longest_samples: the most samples that the encoder takes, None for any.
+        equal_length: frames would depend on padding, so utterances of different lengths run apart: batches should be
+            of one length.
+        frame_rate_hz: of pooled frames.
 
     Raises:
-        UserError: the folder is no SeamlessM4T-v2 checkpoint, lacks weights, or has no such layer.
+        UserError: the folder is no checkpoint of a known family, lacks weights, or has no such layer.
     """
 
     def __init__(self, encoder: EncoderConfig) -> None:
-        from transformers import SeamlessM4TFeatureExtractor, SeamlessM4Tv2Config
-        from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import SeamlessM4Tv2SpeechEncoder
-
         self.layer, self.pool = encoder.layer, encoder.pool
-        self.folder = checkpoints.resolve(encoder.path, encoder.revision, "speech encoder")
-        family = files.read_json(self.folder / "config.json").get("model_type")
-        if family != "seamless_m4t_v2":
-            raise UserError(f"speech encoder {encoder.path}: model_type is {family!r}, not 'seamless_m4t_v2'")
-        settings = SeamlessM4Tv2Config.from_pretrained(self.folder)
-        num_layers = settings.speech_encoder_layers
-        if not 0 <= encoder.layer <= num_layers:
-            raise UserError(
-                f"speech encoder {encoder.path} has hidden_states[0] to [{num_layers}]; layer is {encoder.layer}"
-            )
-        self.ends_whole = encoder.layer == num_layers
-        settings.speech_encoder_layers = encoder.layer
-        settings.add_adapter = False
-        self.width: int = settings.hidden_size
-        self.equal_length, self.frame_rate_hz = False, ENCODER_FRAME_RATE_HZ / encoder.pool
-        self.shortest_samples = shortest_samples(encoder.pool)
-        self.inputs = _AsIs()
+        self.name = f"speech encoder {encoder.path}"
+        folder = checkpoints.resolve(encoder.path, encoder.revision, "speech encoder")
+        family = files.read_json(folder / "config.json").get("model_type")
+        if family not in _FAMILIES:
+            raise UserError(f"{self.name}: model_type is {family!r}; it must be one of {', '.join(_FAMILIES)}")
         self.device = device_here(encoder.device)
-        self.dtype = getattr(torch, encoder.dtype)
-        with torch.device("meta"):
-            model = SeamlessM4Tv2SpeechEncoder(settings)
-        self.projection, self.conformer = model.feature_projection, model.encoder
-        self.weights_hash = self._load_weights(encoder.path)
-        try:
-            self.extractor = SeamlessM4TFeatureExtractor.from_pretrained(self.folder)
-        except OSError:
-            raise UserError(f"speech encoder {encoder.path}: the folder has no preprocessor_config.json") from None
+        self.dtype: torch.dtype = getattr(torch, encoder.dtype)
+        trunk: base.Trunk = _FAMILIES[family](family, folder, max(encoder.layer, 0), self.name)
+        if not 0 <= encoder.layer <= trunk.num_layers:
+            raise UserError(f"{self.name} has hidden_states[0] to [{trunk.num_layers}]; layer is {encoder.layer}")
+        rate_hz = SAMPLE_RATE_HZ / trunk.samples_per_frame
+        if rate_hz != ENCODER_FRAME_RATE_HZ:
+            raise UserError(f"{self.name} gives {rate_hz:g} frames a second; only {ENCODER_FRAME_RATE_HZ:g} are known")
+        self.weights_hash = tensors_hash(base.read_weights(trunk, folder, self.dtype, self.name))
+        trunk.model.to(self.device).eval().requires_grad_(False)
+        if encoder.layer < trunk.num_layers:
+            base.end_behind(trunk.layers)
+        self._trunk, self.inputs, self.width = trunk, trunk.inputs, trunk.width
+        self.frame_rate_hz = rate_hz / self.pool
+        self.longest_samples = trunk.longest_samples
+        self.shortest_samples = bisect_left(range(_MOST_SAMPLES), FRAMES_PER_POSITION, key=self.num_frames)
+        self.equal_length = {"padded": False, "equal_length": True}.get(encoder.batching, trunk.minds_padding)
 
-    def _load_weights(self, name: str) -> str:
-        modules = {"feature_projection.": self.projection, "encoder.": self.conformer}
-        wanted = {_PREFIX + at + key: (module, key) for at, module in modules.items() for key in module.state_dict()}
-        found = checkpoints.read_tensors(self.folder, set(wanted), f"speech encoder {name}")
-        for at, module in modules.items():
-            state = {key: found[_PREFIX + at + key].to(self.dtype) for key in module.state_dict()}
-            module.load_state_dict(state, strict=True, assign=True)
-            module.to(self.device).eval().requires_grad_(False)
-        return tensors_hash(found)
+    def num_frames(self, num_samples: int) -> int:
+        """Stored frames of an utterance: the encoder's, pooled."""
+        return pooled_frames(self._trunk.num_frames(num_samples), self.pool)
 
     @torch.inference_mode()
-    def encode(self, audio: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        """Features of a batch of utterances, each [S] at 16 kHz in, each [T, E] out, T at the pooled frame rate."""
-        inputs = self.extractor(list(audio), sampling_rate=SAMPLE_RATE_HZ, return_tensors="pt")
-        mask_BT = inputs["attention_mask"].to(self.device)
-        feats = self.projection(inputs["input_features"].to(self.device, self.dtype))
-        hidden_BTE = self._run_layers(feats[0] if isinstance(feats, tuple) else feats, mask_BT)
-        num_frames = mask_BT.sum(dim=1).tolist()
-        return [mean_pool(hidden_BTE[i, :n].float(), self.pool).cpu().numpy() for i, n in enumerate(num_frames)]
+    def encode(self, prepared: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Features of a batch of utterances: arrays that :attr:`inputs` prepared in, [T, E] each out, pooled."""
+        groups: dict[int, list[int]] = {}
+        for i, array in enumerate(prepared):
+            groups.setdefault(array.size if self.equal_length else 0, []).append(i)
+        feats: dict[int, NDArray[np.float32]] = {}
+        for group in groups.values():
+            feats |= zip(group, self._forward([prepared[i] for i in group]), strict=True)
+        return [feats[i] for i in range(len(prepared))]
 
-    def _run_layers(self, hidden_BTE: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
-        if self.ends_whole:
-            return checkpoints.first_output(self.conformer(hidden_BTE, attention_mask=mask_BT))
-        if self.layer == 0:
-            return hidden_BTE
-        # The final layer norm belongs to the last layer's state alone, so a lower layer is caught where it leaves.
-        caught: list[torch.Tensor] = []
-        last = self.conformer.layers[self.layer - 1]
-        handle = last.register_forward_hook(lambda _module, _args, out: caught.append(checkpoints.first_output(out)))
+    def encode_audio(self, audio: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        """Features of utterances, each [S] at 16 kHz in, each [T, E] out."""
+        return self.encode([self.inputs.prepare(samples_S) for samples_S in audio])
+
+    def _forward(self, prepared: Sequence[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
         try:
-            self.conformer(hidden_BTE, attention_mask=mask_BT)
-        finally:
-            handle.remove()
-        return caught[0]
+            # A GPU's convolutions would take TF32 for float32 by default, and whichever algorithm is fastest.
+            with torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
+                hidden_BTE = checkpoints.first_output(self._trunk.forward(prepared, self.device, self.dtype))
+        except base.Reached as reached:
+            hidden_BTE = reached.hidden_BTE
+        num_frames = [self._trunk.frames_of(array) for array in prepared]
+        pooled = [mean_pool(hidden_BTE[i, :n].float(), self.pool) for i, n in enumerate(num_frames)]
+        together = torch.cat(pooled).cpu().numpy()  # one transfer
+        return np.split(together, np.cumsum([len(p) for p in pooled])[:-1])
+
+    def check_alone_equals_padded(self) -> float:
+        """Prove that neighbours leave an utterance's features as they are; to be called before a corpus is encoded.
+
+        Returns:
+            The largest difference of a frame, as a share of the frames' scale.
+
+        Raises:
+            UserError: it is above 1e-4 (0.02 in float16, 0.1 in bfloat16), or features are not finite.
+        """
+        rng = np.random.default_rng(0)
+        most = self.longest_samples or _MOST_SAMPLES
+        lengths = (min(max(self.shortest_samples, 12_345), most), min(max(2 * self.shortest_samples, 40_000), most))
+        short_S, long_S = (rng.normal(scale=0.1, size=n).astype(np.float32) for n in lengths)
+        (alone_TE,), (together_TE, _) = self.encode_audio([short_S]), self.encode_audio([short_S, long_S])
+        if not np.isfinite(alone_TE).all():
+            raise UserError(f"{self.name}: features are not finite; set encoder.dtype=float32 or bfloat16")
+        scale = np.sqrt((alone_TE**2).sum(axis=1).mean())
+        worst = float(np.linalg.norm(alone_TE - together_TE, axis=1).max() / scale)
+        if not worst <= _TOLERANCES[self.dtype]:
+            raise UserError(
+                f"{self.name}: features of an utterance alone and in a padded batch differ by {worst:.1e} of their "
+                "scale; set encoder.batching=equal_length"
+            )
+        return worst
 
 
 def mean_pool(frames_TE: torch.Tensor, pool: int) -> torch.Tensor:

@@ -33,6 +33,7 @@ class Tones:
     """Stands for an encoder: some numbers that follow from the utterance's own alone."""
 
     width, frame_rate_hz, equal_length, shortest_samples, weights_hash = 3, 25.0, False, 160, "tones"
+    longest_samples = None
     inputs = SimpleNamespace(prepare=lambda samples_S: samples_S)
 
     def encode(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:

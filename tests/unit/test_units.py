@@ -8,14 +8,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from sm_train.data import shards
-from sm_train.data.lengths import encoder_frames, pooled_frames
 from sm_train.data.manifest import cut_units, read_manifest
 from sm_train.encoding.batches import cut_batches
 from sm_train.encoding.units import UnitEncoder
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig, make_encoder
 from sm_train.records import Unit
-from tests import builders
+from tests import builders, encoders
 
 
 def test_batches_hold_like_lengths_under_the_budget() -> None:
@@ -48,13 +47,14 @@ def make(encoder_folder: Path, manifest: Path) -> Iterator[Callable[..., UnitEnc
 
 def test_a_units_part_holds_every_utterance_in_order(make, manifest: Path, tmp_path: Path) -> None:
     (unit, *_) = cut_units(read_manifest(manifest), 8)
-    receipt = make(tmp_path).encode_unit(unit)
+    encoder = make(tmp_path)
+    receipt = encoder.encode_unit(unit)
     done = shards.read_part(tmp_path, unit.part)
     assert (receipt.num_committed, receipt.num_quarantined) == (8, 0)
     assert receipt.audio_s == pytest.approx(sum(u.duration_s for u in unit.utterances))
     assert [row["id"] for row in done["rows"]] == [u.id for u in unit.utterances]
     for row, utterance in zip(done["rows"], unit.utterances, strict=True):
-        assert row["num_frames"] == pooled_frames(encoder_frames(round(utterance.duration_s * 16_000)), 2)
+        assert row["num_frames"] == encoder.encoder.num_frames(round(utterance.duration_s * 16_000))
     assert done["facts"]["width"] == 32
 
 
@@ -105,11 +105,29 @@ def test_the_shortest_utterance_that_makes_a_position_is_kept_and_a_shorter_one_
     assert {r["reason"] for r in done["quarantined"]} == {"too_short"}
 
 
+def test_what_does_not_fit_the_encoders_window_is_quarantined(tmp_path: Path) -> None:
+    import soundfile
+
+    folder = encoders.whisper(tmp_path / "whisper", seconds=2)
+    rows = []
+    for count in (32_000, 32_001):
+        soundfile.write(tmp_path / f"{count}.wav", builders.tones(np.random.default_rng(0), count / 16_000), 16_000)
+        rows.append(builders.row(f"u{count}", f"{count}.wav", count / 16_000, "hello"))
+    unit = Unit(0, tuple(read_manifest(builders.write_manifest(tmp_path / "m.parquet", rows))))
+    frozen = EncoderConfig(path=str(folder), layer=2, device="cpu")
+    encoder = make_encoder(PrecomputeConfig(str(tmp_path / "m.parquet"), str(tmp_path / "set"), frozen, batch_s=12.0))
+    encoder.encode_unit(unit)
+    encoder.close()
+    done = shards.read_part(tmp_path / "set", unit.part)
+    assert [(r["id"], r["num_frames"]) for r in done["rows"]] == [("u32000", 50)]
+    assert [(r["id"], r["reason"]) for r in done["quarantined"]] == [("u32001", "too_long")]
+
+
 def test_features_that_overflow_float16_are_quarantined(make, manifest: Path, tmp_path: Path) -> None:
     (unit, *_) = cut_units(read_manifest(manifest), 3)
     encoder = make(tmp_path)
     inner = encoder.encoder.encode
-    encoder.encoder.encode = lambda audio: [f * 1e6 if i == 1 else f for i, f in enumerate(inner(audio))]
+    encoder.encoder.encode = lambda inputs: [f * 1e6 if i == 1 else f for i, f in enumerate(inner(inputs))]
     encoder.encode_unit(unit)
     (bad,) = shards.read_part(tmp_path, unit.part)["quarantined"]
     second = cut_batches([u.duration_s for u in unit.utterances], 12.0)[0][1]

@@ -71,7 +71,7 @@ class Sleeper:
 
 def busy(utterances: Sequence[Utterance], root: Path, speed: int, folder: Path) -> tuple[float, float]:
     """The share of the time in which the encoder is at work, from the first unit on, and times real time."""
-    settings = DecodeConfig(str(root), 60.0, -80.0, 400, None)
+    settings = DecodeConfig(str(root), 60.0, -80.0, 400, None, None)
     pool = DecodePool(settings, 1, 60.0)
     encoder = UnitEncoder(Sleeper(speed), pool, folder, 60.0, 60.0, 1 << 30)  # type: ignore[arg-type]
     units = manifest.cut_units(utterances, 256)
