@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos import saves
+from tests.chaos import saves, sets
 
 pytestmark = pytest.mark.chaos
 
@@ -21,5 +21,14 @@ def test_every_state_is_recovered(
     kinds = Counter(state.kind for state in found.states)
     print(
         f"\n{begin.__name__}: {found.calls} calls, {kinds['death']} different folders after a death of the process, "
+        f"{kinds['power']} more after a loss of power"
+    )
+
+
+def test_every_state_of_a_shard_set_is_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sets.all_recovered(tmp_path, lambda root: None, {}, monkeypatch, thorough=True)
+    kinds = Counter(kind for _, kind, _ in found.found)
+    print(
+        f"\nprecompute: {found.calls.total()} calls, {kinds['death']} different folders after a death of the process, "
         f"{kinds['power']} more after a loss of power"
     )
