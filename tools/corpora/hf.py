@@ -48,7 +48,12 @@ def arguments(parser: ArgumentParser) -> None:
 
 def entries(source: Path, asked: Namespace, skipped: Skipped) -> Iterator[Entry]:
     """The rows of every shard of every split."""
-    shards = list(_shards(source, asked.out))
+    try:
+        shards = list(_shards(source, asked.out))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{source}: dataset_dict.json or state.json is not what save_to_disk writes ({error!r})"
+        ) from None
     if not shards:
         raise UserError(f"{source} is no dataset on disk: no dataset_dict.json, no state.json, no *.parquet")
     translations = dict(_translation(word) for word in asked.translation)
