@@ -141,9 +141,10 @@ def lhotse_pairs(folder: Path, said: Sequence[Said]) -> list[str]:
     paths = {
         one.id: write_audio(folder / "audio" / f"{one.id}.flac", one.samples_S).relative_to(folder) for one in said
     }
-    recordings = (json.dumps(recording(one, paths[one.id])) for one in said)
-    write_lines(folder / "tiny_recordings_all.jsonl.gz", recordings)
-    write_lines(folder / "tiny_supervisions_all.jsonl.gz", (json.dumps(supervision(one)) for one in said))
+    for split, rows in of_split(said).items():
+        recordings = (json.dumps(recording(one, paths[one.id])) for one in rows)
+        write_lines(folder / f"tiny_recordings_{split}.jsonl.gz", recordings)
+        write_lines(folder / f"tiny_supervisions_{split}.jsonl.gz", (json.dumps(supervision(one)) for one in rows))
     return ["--audio-root", str(folder)]
 
 
@@ -250,7 +251,7 @@ LAYOUTS: dict[str, tuple[str, Callable[[Path, Sequence[Said]], list[str]], bool]
     "kaldi": ("kaldi", kaldi, True),
     "kaldi segments": ("kaldi", kaldi_segments, True),
     "lhotse cuts": ("lhotse", lhotse_cuts, False),
-    "lhotse recordings": ("lhotse", lhotse_pairs, False),
+    "lhotse recordings": ("lhotse", lhotse_pairs, True),
     "nemo": ("nemo", nemo, True),
     "hf": ("hf", hf, True),
     "hf parquet": ("hf", hf_parquet, True),

@@ -4,8 +4,8 @@
 
 Run where there is internet. CONFIG is a stage's YAML file (its encoder, its targets' LLMs, its llm), REPO a repository
 as facebook/seamless-m4t-v2-large. Each goes whole to DIR/NAME at one commit, its files checked against the hub's
-hashes, with a source.json that says where it is from; what to add to the stage's command line is printed. An interrupted
-copy goes on.
+hashes, with a source.json that says where it is from; what to add to the stage's command line is printed. An
+interrupted copy goes on.
 """
 
 from __future__ import annotations

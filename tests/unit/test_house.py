@@ -35,6 +35,7 @@ PLACES = {
         "tools/miniature/",
         "tools/bench/padding.py",
     ],  # a sampler to compare with
+    "huggingface_hub": ["sm_train/models/", "tools/fetch.py"],
     "lhotse": ["tools/bench/"],
     "deepspeed": ["sm_train/train/engines/deepspeed.py", "sm_train/train/engines/zero_state.py"],
     "ray": ["cluster/", "tools/bench/"],

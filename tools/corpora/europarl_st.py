@@ -92,4 +92,4 @@ def _add_segments(
 
 def _column(path: Path) -> list[str]:
     """The lines of a file, empty ones too: their numbers say what belongs together."""
-    return path.read_bytes().decode("utf-8", "replace").rstrip("\n").split("\n") if path.is_file() else []
+    return path.read_bytes().decode("utf-8", "replace").removesuffix("\n").split("\n") if path.is_file() else []

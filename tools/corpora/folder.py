@@ -33,7 +33,10 @@ def entries(source: Path, asked: Namespace, skipped: Skipped) -> Iterator[Entry]
     if not paths:
         raise UserError(f"{source} holds no audio file ({', '.join(AUDIO_SUFFIXES)})")
     names = unique_names(path.relative_to(source) for path in paths)
-    by_name = {name: source / path for path, name in names.items()}
+    by_name: dict[str, Path] = {}
+    for path, name in names.items():
+        if by_name.setdefault(name, source / path) != source / path:
+            skipped.add("duplicate_id", path.as_posix(), f"{by_name[name].name} has the name {name!r} already")
     transcripts = asked.transcripts or next((source / name for name in _LISTS if (source / name).is_file()), None)
     if transcripts:
         yield from _listed(transcripts, by_name, skipped)

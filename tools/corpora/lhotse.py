@@ -2,12 +2,14 @@
 
 Each supervision of a MonoCut becomes an utterance under the supervision's id. Audio must be a plain file: a source
 that is a command, an address or an archive is left out, as are recordings with transforms (speed, resampling) and
-mixed cuts. Relative paths start at --audio-root, by default at the folder that lhotse was run in: the present one.
+mixed cuts. Without --split the split is what lhotse's names end in (librispeech_cuts_dev-clean.jsonl.gz: dev-clean).
+Relative paths start at --audio-root, by default at the folder that lhotse was run in: the present one.
 Layout: https://lhotse.readthedocs.io/en/latest/corpus.html and cuts.html
 """
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from tools.corpora.entries import Entry, Skipped
 from tools.corpora.reading import json_lines, number
 
 Row = dict[str, Any]
+_NAMED = re.compile(r"(?:cuts|supervisions)_([\w.-]+?)\.jsonl")
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -29,13 +32,18 @@ def entries(source: Path, asked: Namespace, skipped: Skipped) -> Iterator[Entry]
     """The supervisions of all cuts."""
     for where, cut in _cuts(source, skipped):
         try:
-            found = list(_utterances(cut, where, asked.audio_root))
+            found = list(_utterances(cut, where, asked.audio_root, asked.split or _split_of(where)))
         except _Refused as refused:
             skipped.add(refused.reason, where, str(refused))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             skipped.add("bad_row", where, f"no cut of lhotse: {error!r}")
         else:
             yield from found
+
+
+def _split_of(where: str) -> str:
+    match = _NAMED.search(where)
+    return match.group(1) if match else ""
 
 
 class _Refused(Exception):
@@ -69,7 +77,7 @@ def _cuts(source: Path, skipped: Skipped) -> Iterator[tuple[str, Row]]:
             yield where, {"type": "MonoCut", "start": 0.0, "recording": recording, "supervisions": [row]}
 
 
-def _utterances(cut: Row, where: str, root: Path) -> Iterator[Entry]:
+def _utterances(cut: Row, where: str, root: Path, split: str) -> Iterator[Entry]:
     if cut.get("type", "MonoCut") != "MonoCut":
         raise _Refused("cut_type", f"a {cut['type']} is no plain piece of one recording")
     recording = cut["recording"]
@@ -91,5 +99,6 @@ def _utterances(cut: Row, where: str, root: Path) -> Iterator[Entry]:
             duration_s=number(spoken["duration"]),
             lang=str(spoken.get("language") or ""),
             speaker=str(spoken.get("speaker") or ""),
+            split=split,
             one_channel=True,
         )

@@ -21,6 +21,8 @@ from tools.corpora.reading import first_of, json_lines, number, unique_names
 
 Row = dict[str, Any]
 Place = tuple[Path, float, float | None]
+Key = tuple[Place, str]
+"""A piece of audio, and the id that a row gives it, if any."""
 
 
 def arguments(parser: ArgumentParser) -> None:
@@ -36,7 +38,7 @@ def entries(source: Path, asked: Namespace, skipped: Skipped) -> Iterator[Entry]
     rows = [row for path in manifests for row in _rows(path, asked, source.is_dir(), skipped)]
     names = unique_names(place[0] for _, place, _, _ in rows)
     cut = {path for _, (path, start_s, _), _, _ in rows if start_s}
-    found: dict[Place, Entry] = {}
+    found: dict[Key, Entry] = {}
     for transcribed in (True, False):
         for where, place, split, row in rows:
             if _is_transcript(row) == transcribed:
@@ -69,23 +71,24 @@ def _lang(row: Row) -> str:
 
 
 def _add(
-    found: dict[Place, Entry], name: str, is_cut: bool, where: str, place: Place, split: str, row: Row, skipped: Skipped
+    found: dict[Key, Entry], name: str, is_cut: bool, where: str, place: Place, split: str, row: Row, skipped: Skipped
 ) -> None:
     text, answer = str(row.get("text") or ""), str(row.get("answer") or "")
     question = str(first_of(row, ("question", "context")))
+    given = str(first_of(row, ("id", "utt_id", "uniq_id")))
     if not _is_transcript(row):
-        if place in found:
-            found[place].translate(str(row["target_lang"]), text or answer)
+        if spoken := found.get((place, given)) or found.get((place, "")):
+            spoken.translate(str(row["target_lang"]), text or answer)
         else:
             skipped.add("no_transcript", where, f"a translation of {place[0].name}, which no row transcribes")
         return
     if is_cut:
         end = "end" if place[2] is None else f"{round((place[1] + place[2]) * 1000):07d}"
         name = f"{name}_{round(place[1] * 1000):07d}_{end}"
-    identity = str(first_of(row, ("id", "utt_id", "uniq_id")) or name)
     speaker = str(first_of(row, ("speaker", "speaker_id")))
     text = text or ("" if question else answer)  # Canary's answer is the transcript, a question's is not
-    known = found.setdefault(place, Entry(identity, place[0], text, where, *place[1:], _lang(row), speaker, split))
+    entry = Entry(given or name, place[0], text, where, *place[1:], _lang(row), speaker, split)
+    known = found.setdefault((place, given), entry)
     if known.where != where and not question:
         skipped.add("duplicate_audio", where, f"the same piece of {place[0].name} is in {known.where}")
         return

@@ -125,7 +125,15 @@ def _join(parts: Sequence[Path], path: Path) -> None:
     """PCM files of one kind, one after the other."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".aside-{path.name}")
-    with wave.open(str(aside), "wb") as joined:
+    try:
+        _concatenate(parts, aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _concatenate(parts: Sequence[Path], path: Path) -> None:
+    with wave.open(str(path), "wb") as joined:
         for i, part in enumerate(parts):
             with wave.open(str(part), "rb") as one:
                 if i and one.getparams()[:3] != joined.getparams()[:3]:
@@ -133,4 +141,3 @@ def _join(parts: Sequence[Path], path: Path) -> None:
                 if not i:
                     joined.setparams(one.getparams())
                 joined.writeframes(one.readframes(one.getnframes()))
-    os.replace(aside, path)

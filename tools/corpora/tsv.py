@@ -73,7 +73,7 @@ def _fairseq(path: Path, root: Path, asked: Namespace, skipped: Skipped) -> Iter
 
 def _raw(path: Path) -> list[str]:
     """The lines of a file, empty ones too."""
-    return path.read_bytes().decode("utf-8-sig", "replace").replace("\r\n", "\n").rstrip("\n").split("\n")
+    return path.read_bytes().decode("utf-8-sig", "replace").replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def _with_header(path: Path, asked: Namespace, skipped: Skipped) -> Iterator[Entry]:
