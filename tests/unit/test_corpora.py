@@ -6,13 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from sm_train import config
 from sm_train.data.manifest import read_instructions, read_manifest
 from sm_train.errors import UserError
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig, in_this_process, run
 from sm_train.records import Task, Utterance
 from tests import corpora
+from tests.builders import ROOT, run_module
 from tests.corpora import Said
+from tools.corpora import librispeech
 from tools.corpora.__main__ import main
 
 SAID = corpora.tiny()
@@ -86,6 +89,26 @@ def test_a_source_of_another_layout_is_one_line(name: str, tmp_path: Path) -> No
     assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="does not exist"):
         main([name, str(tmp_path / "nowhere"), str(tmp_path / "out")])
+
+
+def test_librispeech_s_splits_are_those_of_the_shipped_configs() -> None:
+    asked = set()
+    for path in (ROOT / "configs").glob("*/*-[89]b.yaml"):
+        mapping = config.read_yaml(path)
+        asked |= {*mapping.get("splits", []), *mapping.get("valid_splits", [])}
+    assert asked == set(librispeech.SPLITS.values())
+
+
+def test_the_command_says_what_it_wrote_and_a_mistake_in_one_line(tmp_path: Path) -> None:
+    corpora.beside(tmp_path / "corpus", SAID)
+    (tmp_path / "corpus/train" / f"{SAID[-1].id}.txt").unlink()
+    done = run_module("tools.corpora", "folder", tmp_path / "corpus", tmp_path / "out", "--split", "test")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "manifest.parquet: 5 utterances, 0.00 h (test 0.00 h)" in done.stdout
+    assert f"left out: 1 no_text: train/{SAID[-1].id}.wav" in done.stdout
+    done = run_module("tools.corpora", "kaldi", tmp_path / "corpus", tmp_path / "out")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith(f"error: {tmp_path}/corpus is no Kaldi data folder")
 
 
 def test_bad_rows_are_counted_and_good_rows_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

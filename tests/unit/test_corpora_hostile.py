@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from sm_train.data.manifest import read_instructions, read_manifest
 from sm_train.errors import UserError
 from tests import corpora
 from tests.unit.test_corpora import SAID, expected, imported, seen
@@ -208,9 +210,38 @@ def test_nothing_is_written_where_nothing_is_good_and_a_former_import_stays(tmp_
         path.write_bytes(b"")
     with pytest.raises(UserError, match=r"no utterance could be imported: 6 undecodable: .*\.wav"):
         imported("folder", tmp_path / "corpus", tmp_path / "out")
-    from sm_train.data.manifest import read_manifest
-
     assert read_manifest(tmp_path / "out/manifest.parquet") == first
+
+
+def test_a_killed_import_never_leaves_a_manifest_beside_instructions_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpora.beside(tmp_path / "old", SAID[:3])
+    corpora.beside(tmp_path / "new", SAID[3:])
+    out, replace, seen_states = tmp_path / "out", os.replace, set()
+    for killed_at in range(1, 4):
+        main(["folder", str(tmp_path / "old"), str(out)])
+        calls = 0
+
+        def replace_or_die(one: object, other: object, killed_at: int = killed_at) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == killed_at:
+                raise KeyboardInterrupt
+            replace(one, other)  # type: ignore[arg-type]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", replace_or_die)
+            with contextlib.suppress(KeyboardInterrupt):
+                main(["folder", str(tmp_path / "new"), str(out)])
+        if (out / "manifest.parquet").exists():
+            ids = {u.id for u in read_manifest(out / "manifest.parquet")}
+            assert ids == {task.utterance_id for task in read_instructions(out / "instructions.parquet")}
+            seen_states.add(len(ids))
+        else:
+            seen_states.add(0)
+    assert calls == 2
+    assert seen_states == {0, 3}
 
 
 def test_paths_are_relative_where_corpus_and_manifest_can_move_together(tmp_path: Path) -> None:

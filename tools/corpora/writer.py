@@ -9,9 +9,10 @@ import re
 import sys
 from argparse import Namespace
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ _MANIFEST_SCHEMA = pa.schema(
 _INSTRUCTIONS_SCHEMA = pa.schema(
     [(name, pa.string()) for name in ("utterance_id", "task", "variables", "target_lang", "answer")]
 )
+Row = dict[str, Any]
 Measured = audio.Header | audio.BadAudio
 
 
@@ -75,11 +77,54 @@ def write(found: Iterable[Entry], out: Path, asked: Namespace, skipped: Skipped)
         reasons = "; ".join(skipped.lines()) or "there is none"
         raise UserError(f"{asked.source}: no utterance could be imported: {reasons}")
     ordered = [good[identity] for identity in sorted(good)]
-    tasks = [task for utterance, entry in ordered for task in _tasks(utterance, entry)]
-    _write_table(out / INSTRUCTIONS, tasks, _INSTRUCTIONS_SCHEMA)
-    rows = [{name: getattr(u, name) for name in _MANIFEST_SCHEMA.names} for u, _ in ordered]
-    _write_table(out / MANIFEST, rows, _MANIFEST_SCHEMA)
-    return _summary(out, [utterance for utterance, _ in ordered], tasks, skipped)
+    kinds = _put(out, ordered)
+    hours: dict[str, float] = defaultdict(float)
+    for utterance, _ in ordered:
+        hours[utterance.split] += utterance.duration_s / 3600
+    by_split = ", ".join(f"{split} {hours[split]:.2f} h" for split in sorted(hours))
+    by_kind = ", ".join(f"{kinds[kind]} {kind}" for kind in sorted(kinds))
+    lines = [
+        f"{out / MANIFEST}: {len(ordered)} utterances, {sum(hours.values()):.2f} h ({by_split})",
+        f"{out / INSTRUCTIONS}: {kinds.total()} tasks ({by_kind})",
+        *(f"left out: {line}" for line in skipped.lines()),
+    ]
+    return "\n".join(lines)
+
+
+def _put(out: Path, ordered: Sequence[tuple[Utterance, Entry]]) -> Counter[str]:
+    """Write both tables; returns how many tasks there are of each kind.
+
+    Both are complete aside before either takes its place, and an old manifest goes first: whenever this is killed, a
+    manifest that is there has the instructions beside it that belong to it.
+    """
+    kinds: Counter[str] = Counter()
+
+    def utterances() -> Iterator[Row]:
+        for utterance, _ in ordered:
+            yield {name: getattr(utterance, name) for name in _MANIFEST_SCHEMA.names}
+
+    def tasks() -> Iterator[Row]:
+        for utterance, entry in ordered:
+            for row in _tasks(utterance, entry):
+                kinds[f"st-{row['target_lang']}" if row["task"] == "st" else row["task"]] += 1
+                yield row
+
+    def fill_instructions(aside: Path) -> None:
+        _fill(aside, tasks(), _INSTRUCTIONS_SCHEMA)
+        (out / MANIFEST).unlink(missing_ok=True)
+
+    def fill_manifest(aside: Path) -> None:
+        _fill(aside, utterances(), _MANIFEST_SCHEMA)
+        files.write_whole(out / INSTRUCTIONS, fill_instructions)
+
+    files.write_whole(out / MANIFEST, fill_manifest)
+    return kinds
+
+
+def _fill(aside: Path, rows: Iterator[Row], schema: Any) -> None:
+    with pq.ParquetWriter(aside, schema) as writer:
+        while block := list(islice(rows, 1 << 15)):
+            writer.write_table(pa.Table.from_pylist(block, schema))
 
 
 def measure(paths: Sequence[Path], workers: int) -> dict[Path, Measured]:
@@ -181,7 +226,7 @@ def _speaker_pattern(pattern: str | None) -> Any:
     return speaker
 
 
-def _tasks(utterance: Utterance, entry: Entry) -> list[dict[str, str]]:
+def _tasks(utterance: Utterance, entry: Entry) -> list[Row]:
     rows: list[tuple[str, dict[str, str], str, str]] = [("asr", {}, utterance.lang or "en", utterance.text)]
     rows += [(task.task, task.variables, task.target_lang, task.answer) for task in entry.tasks]
     made = [
@@ -195,26 +240,3 @@ def _tasks(utterance: Utterance, entry: Entry) -> list[dict[str, str]]:
         for task, variables, lang, answer in rows
     ]
     return list({tuple(row.values()): row for row in made}.values())
-
-
-def _write_table(path: Path, rows: Sequence[dict[str, Any]], schema: Any) -> None:
-    def fill(aside: Path) -> None:
-        with pq.ParquetWriter(aside, schema) as writer:
-            for start in range(0, max(len(rows), 1), 1 << 16):
-                writer.write_table(pa.Table.from_pylist(list(rows[start : start + (1 << 16)]), schema))
-
-    files.write_whole(path, fill)
-
-
-def _summary(out: Path, utterances: Sequence[Utterance], tasks: Sequence[dict[str, str]], skipped: Skipped) -> str:
-    hours: dict[str, float] = defaultdict(float)
-    for u in utterances:
-        hours[u.split] += u.duration_s / 3600
-    by_split = ", ".join(f"{split} {hours[split]:.2f} h" for split in sorted(hours))
-    kinds = Counter(f"st-{row['target_lang']}" if row["task"] == "st" else row["task"] for row in tasks)
-    lines = [
-        f"{out / MANIFEST}: {len(utterances)} utterances, {sum(hours.values()):.2f} h ({by_split})",
-        f"{out / INSTRUCTIONS}: {len(tasks)} tasks ({', '.join(f'{kinds[kind]} {kind}' for kind in sorted(kinds))})",
-        *(f"left out: {line}" for line in skipped.lines()),
-    ]
-    return "\n".join(lines)
