@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from sm_train.data.manifest import read_instructions, read_manifest
 from tests import corpora
@@ -54,8 +55,12 @@ def test_the_table_s_commands_are_ones_that_the_parser_takes() -> None:
         assert parser_of(FORMATS).parse_args(command.split()).format == name
 
 
-def test_every_format_says_what_it_is_and_where_its_layout_is_described() -> None:
+def test_every_format_says_what_it_is_and_where_its_layout_is_described(capsys: pytest.CaptureFixture[str]) -> None:
     for name, importer in FORMATS.items():
         text = importer.__doc__ or ""
         assert re.search(r"Layouts?: https://", text), name
         assert len(text.partition("\n")[0]) <= 120
+        with pytest.raises(SystemExit) as left:
+            parser_of(FORMATS).parse_args([name, "--help"])
+        assert left.value.code == 0
+        assert "--speaker-from" in capsys.readouterr().out

@@ -7,6 +7,8 @@ import wave
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from sm_train.errors import UserError
@@ -234,3 +236,45 @@ def test_a_canary_manifest_joins_translations_with_their_transcripts(
     assert "1 no_transcript: canary.jsonl:6" in said
     assert "2 bad_row: canary.jsonl:7, canary.jsonl:8" in said
     assert "2 not_json: canary.jsonl:9, canary.jsonl:10" in said
+
+
+def test_a_hugging_face_set_has_translations_and_questions_by_column(tmp_path: Path) -> None:
+    audio = [{"bytes": None, "path": str(corpora.write_audio(tmp_path / f"{i}.wav", TONE_S))} for i in range(2)]
+    table = pa.table(
+        {
+            "file": pa.array(["0.wav", "1.wav"]), "audio": audio, "sentence": ["a boat", "a bird"],
+            "translation": ["un bateau", None], "texts": [{"de": "ein Boot", "en": "a boat"}, {"de": "", "en": ""}],
+            "question": ["what?", ""], "answer": ["a boat", "nobody asked"], "language": ["English", "en_US"],
+        }
+    )  # fmt: skip
+    (tmp_path / "set").mkdir()
+    pq.write_table(table, tmp_path / "set/all.parquet")
+    options = ["--translation", "translation=fr", "texts=de"]
+    utterances, tasks = imported("hf", tmp_path / "set", tmp_path / "out", *options)
+    assert [(u.id, u.audio, u.lang, u.split) for u in utterances] == [
+        ("0", "../0.wav", "en", "train"), ("1", "../1.wav", "en", "train"),
+    ]  # fmt: skip
+    assert not (tmp_path / "out/audio").exists()
+    assert [(identity, kind, answer) for identity, kind, _, answer in kinds(tasks)] == [
+        ("0", "asr", "a boat"), ("0", "sqa", "a boat"), ("0", "st-fr", "un bateau"), ("0", "st-de", "ein Boot"),
+        ("1", "asr", "a bird"),
+    ]  # fmt: skip
+    for options, says in (
+        (["--translation", "gone=fr"], "has no column gone"),
+        (["--translation", "fr"], "not of the form COLUMN=LANG"),
+        (["--text-column", "words"], "has no column words; --text-column is one of file, audio"),
+    ):
+        with pytest.raises(UserError, match=says):
+            imported("hf", tmp_path / "set", tmp_path / "out", *options)
+
+
+def test_a_list_with_a_header_has_segments_translations_and_questions(tmp_path: Path) -> None:
+    corpora.write_audio(tmp_path / "a.wav", np.tile(TONE_S, 2))
+    header = "id\taudio\tsrc_text\ttgt_text\tsrc_lang\ttgt_lang\tstart_s\tduration_s\ttext.de\tquestion\tanswer"
+    rows = ["x\ta.wav\tone\tun\ten\tfr\t0.25\t0.5\teins\twhich?\tone", "y\ta.wav\ttwo\t\ten\t\t1\tlong\t\t\t"]
+    path = corpora.write_lines(tmp_path / "all.tsv", [header, *rows])
+    utterances, tasks = imported("tsv", path, tmp_path / "out", "--split", "dev")
+    assert [(u.id, u.start_s, u.duration_s, u.text, u.split) for u in utterances] == [("x", 0.25, 0.5, "one", "dev")]
+    assert [(kind, answer) for _, kind, _, answer in kinds(tasks)] == [
+        ("asr", "one"), ("st-de", "eins"), ("st-fr", "un"), ("sqa", "one"),
+    ]  # fmt: skip

@@ -66,7 +66,10 @@ def parser_of(formats: Mapping[str, Importer]) -> ArgumentParser:
     for name, importer in formats.items():
         text = importer.__doc__ or ""
         one = commands.add_parser(
-            name, help=text.partition("\n")[0], description=text, formatter_class=RawDescriptionHelpFormatter
+            name,
+            help=text.partition("\n")[0].replace("%", "%%"),
+            description=text,
+            formatter_class=RawDescriptionHelpFormatter,
         )
         one.add_argument("source", type=Path, metavar="SOURCE", help="folder or file of the corpus")
         one.add_argument("out", type=Path, metavar="OUT", help="folder for manifest.parquet and instructions.parquet")

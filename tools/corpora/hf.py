@@ -66,7 +66,9 @@ def entries(source: Path, asked: Namespace, skipped: Skipped) -> Iterator[Entry]
                 entry = _entry(cells, columns, where, split, source, asked.out / "audio", taken, skipped)
                 if entry:
                     for column, lang in translations.items():
-                        entry.translate(lang, str(cells.get(column) or ""))
+                        said = cells[column]
+                        said = said.get(lang) if isinstance(said, dict) else said  # the Translation feature
+                        entry.translate(lang, str(said or ""))
                     yield entry
         except (pa.ArrowException, OSError) as error:
             skipped.add("bad_file", path.name, f"nothing after row {row} can be read: {str(error).splitlines()[0]}")
