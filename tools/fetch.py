@@ -10,6 +10,7 @@ interrupted copy goes on.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -29,6 +30,7 @@ SOURCE = "source.json"
 PATTERNS = ("*.json", "*.safetensors", "*.model", "*.jinja")
 """What checkpoints are read from; only of a repository's top folder."""
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO)
 T = TypeVar("T")
 
 
@@ -123,8 +125,8 @@ def asked_of_hub(repo: str, ask: Callable[[], T]) -> T:
             f"repository {repo} does not exist at {constants.ENDPOINT}, or is private; mend the name, or set HF_TOKEN"
         ) from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno:
-            raise  # of the disk
+        if isinstance(error, OSError) and error.errno in _OF_THE_DISK:
+            raise
         if constants.HF_HUB_OFFLINE:
             raise UserError("HF_HUB_OFFLINE is set; fetch where there is internet, with HF_HUB_OFFLINE=0") from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

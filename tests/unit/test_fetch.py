@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import shlex
@@ -209,6 +210,19 @@ def test_a_hub_that_cannot_be_reached_and_a_switched_off_one(hub: Hub, tmp_path:
     done = run(hub, tmp_path, "a/llm", HF_HUB_OFFLINE="1")
     assert done.returncode == 2
     assert "error: HF_HUB_OFFLINE is set" in done.stderr
+
+
+def test_a_full_disk_is_no_fault_of_the_hub() -> None:
+    def raises(error: Exception) -> None:
+        def ask() -> None:
+            raise error
+
+        fetch.asked_of_hub("a/llm", ask)
+
+    with pytest.raises(OSError, match="No space left"):
+        raises(OSError(errno.ENOSPC, "No space left on device"))
+    with pytest.raises(UserError, match=r"cannot be had|HF_HUB_OFFLINE"):
+        raises(OSError(errno.ENETUNREACH, "Network is unreachable"))
 
 
 def test_a_folder_that_fetch_did_not_make_or_that_changed_is_left_alone(tmp_path: Path) -> None:
