@@ -5,6 +5,7 @@ Shape letters: S samples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from sm_train.records import Utterance
 SAMPLE_RATE_HZ = 16_000
 TOLERANCE_S = 0.1
 """A file may be this much shorter than the manifest says before it counts as truncated."""
+_LONGEST_S = 30 * 24 * 3600
+_NOT_OF_LIBSNDFILE = {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm"}
 
 
 class BadAudio(Exception):
@@ -25,6 +28,41 @@ class BadAudio(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says of itself, without decoding it."""
+
+    duration_s: float
+    sample_rate_hz: int
+    channels: int
+
+
+def info(path: Path) -> Header:
+    """Read the header of a file: how long it is.
+
+    Raises:
+        BadAudio: missing_audio, undecodable or empty_audio.
+    """
+    try:
+        if not path.is_file():
+            raise BadAudio("missing_audio", f"{path} does not exist")
+        with soundfile.SoundFile(path) as file:
+            header = Header(file.frames / file.samplerate, file.samplerate, file.channels)
+    except (OSError, ValueError) as error:  # a name that no file can have
+        raise BadAudio("missing_audio", f"{str(path)!r}: {error}") from None
+    except (soundfile.SoundFileError, TypeError) as error:
+        detail = f"{path}: {getattr(error, 'error_string', str(error)).strip()}"
+        if path.suffix.lower() in _NOT_OF_LIBSNDFILE:
+            remedy = f"ffmpeg -i IN{path.suffix} -ac 1 -ar 16000 OUT.flac"
+            detail += f" libsndfile reads no {path.suffix}; convert it: {remedy}"
+        raise BadAudio("undecodable", detail) from None
+    if header.duration_s <= 0:
+        raise BadAudio("empty_audio", f"{path} holds no samples")
+    if header.duration_s > _LONGEST_S:
+        raise BadAudio("undecodable", f"{path}: its header gives no length; convert it to FLAC or WAV")
+    return header
 
 
 def load(path: Path, start_s: float = 0.0, duration_s: float = 0.0) -> NDArray[np.float32]:

@@ -16,7 +16,9 @@ from sm_train.errors import UserError
 from sm_train.records import Task, Unit, Utterance
 
 MANIFEST_COLUMNS = ("id", "audio", "start_s", "duration_s", "text", "lang", "speaker", "split")
+MANIFEST_DEFAULTS: dict[str, Any] = {"start_s": 0.0, "lang": "", "speaker": "", "split": "train"}
 INSTRUCTION_COLUMNS = ("utterance_id", "task", "variables", "target_lang", "answer")
+INSTRUCTION_DEFAULTS: dict[str, Any] = {"variables": None, "target_lang": None}
 TASKS = ("asr", "st", "sqa")
 
 
@@ -27,7 +29,7 @@ def read_manifest(path: Path) -> list[Utterance]:
         UserError: the file is missing or unreadable, a column is missing, an id is empty or appears twice, a start or
             a duration is no time.
     """
-    rows = _read_rows(path, MANIFEST_COLUMNS, optional={"start_s": 0.0, "lang": "", "speaker": "", "split": "train"})
+    rows = read_rows(path, MANIFEST_COLUMNS, MANIFEST_DEFAULTS)
     first_row: dict[str, int] = {}
     utterances = []
     for number, row in enumerate(rows, start=1):
@@ -41,7 +43,7 @@ def read_manifest(path: Path) -> list[Utterance]:
             )
         first_row[identity] = number
         try:
-            utterances.append(_utterance(identity, row))
+            utterances.append(to_utterance(identity, row))
         except (TypeError, ValueError) as error:
             raise UserError(f"manifest {path}, row {number} (id {identity!r}): {error}") from None
     if not utterances:
@@ -49,7 +51,12 @@ def read_manifest(path: Path) -> list[Utterance]:
     return utterances
 
 
-def _utterance(identity: str, row: dict[str, Any]) -> Utterance:
+def to_utterance(identity: str, row: dict[str, Any]) -> Utterance:
+    """The utterance of a manifest's row.
+
+    Raises:
+        TypeError, ValueError: a start or a duration is no time; the message says which.
+    """
     start_s, duration_s = float(row["start_s"] or 0.0), float(row["duration_s"] or 0.0)
     if not (duration_s > 0 and math.isfinite(duration_s)):
         raise ValueError(f"duration_s is {row['duration_s']!r}; it must be the measured length in seconds, above zero")
@@ -88,32 +95,40 @@ def read_instructions(path: Path) -> list[Task]:
     Raises:
         UserError: the file is missing, a column is missing, a task is not asr, st or sqa, or variables are not JSON.
     """
-    tasks = []
-    optional = {"variables": None, "target_lang": None}
-    for number, row in enumerate(_read_rows(path, INSTRUCTION_COLUMNS, optional), start=1):
-        where = f"instructions {path}, row {number}"
-        if row["task"] not in TASKS:
-            raise UserError(f"{where}: task {row['task']!r} is not one of {', '.join(TASKS)}")
-        variables = row["variables"] or {}
-        if isinstance(variables, str):
-            try:
-                variables = json.loads(variables)
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: variables {variables!r} are not a JSON object ({error})") from None
-        if not isinstance(variables, dict):
-            raise UserError(f"{where}: variables {row['variables']!r} are not a JSON object")
-        if not str(row["answer"] or "").strip():
-            raise UserError(f"{where}: the answer is empty; every task needs one to be scored against")
-        if row["task"] == "st" and not row["target_lang"]:
-            raise UserError(f"{where}: st needs a target_lang, a code as fr")
-        texts = {str(name): str(value) for name, value in variables.items() if value is not None}
-        tasks.append(
-            Task(str(row["utterance_id"]), row["task"], texts, str(row["target_lang"] or "en"), str(row["answer"]))
-        )
-    return tasks
+    rows = enumerate(read_rows(path, INSTRUCTION_COLUMNS, INSTRUCTION_DEFAULTS), start=1)
+    return [to_task(row, f"instructions {path}, row {number}") for number, row in rows]
 
 
-def _read_rows(path: Path, columns: Sequence[str], optional: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def to_task(row: dict[str, Any], where: str) -> Task:
+    """The task of an instructions row; ``where`` begins the message of an error.
+
+    Raises:
+        UserError: a task is not asr, st or sqa, variables are not JSON, an answer or st's language is missing.
+    """
+    if row["task"] not in TASKS:
+        raise UserError(f"{where}: task {row['task']!r} is not one of {', '.join(TASKS)}")
+    variables = row["variables"] or {}
+    if isinstance(variables, str):
+        try:
+            variables = json.loads(variables)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: variables {variables!r} are not a JSON object ({error})") from None
+    if not isinstance(variables, dict):
+        raise UserError(f"{where}: variables {row['variables']!r} are not a JSON object")
+    if not str(row["answer"] or "").strip():
+        raise UserError(f"{where}: the answer is empty; every task needs one to be scored against")
+    if row["task"] == "st" and not row["target_lang"]:
+        raise UserError(f"{where}: st needs a target_lang, a code as fr")
+    texts = {str(name): str(value) for name, value in variables.items() if value is not None}
+    return Task(str(row["utterance_id"]), row["task"], texts, str(row["target_lang"] or "en"), str(row["answer"]))
+
+
+def read_rows(path: Path, columns: Sequence[str], optional: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a Parquet or JSONL file, these columns alone, those of ``optional`` with their defaults.
+
+    Raises:
+        UserError: the file is missing or unreadable, or a column is missing.
+    """
     if not path.is_file():
         raise UserError(f"file {path} does not exist")
     for number, row in enumerate(_read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path), start=1):

@@ -91,3 +91,23 @@ def test_rows_are_refused_for_what_they_hold(tmp_path: Path) -> None:
     assert check(duration_s=2.5) == "too_long"
     assert check("quiet.wav") == "silent"
     assert check("absent.wav", duration_s=1e9) == "too_long"  # by the manifest: nothing that long is ever decoded
+
+
+def test_a_header_says_how_long_a_file_is_or_why_not(tmp_path: Path) -> None:
+    stereo = np.stack([tone(8_000, 1.5)] * 2, axis=1)
+    soundfile.write(tmp_path / "a.flac", stereo, 8_000)
+    assert audio.info(tmp_path / "a.flac") == audio.Header(1.5, 8_000, 2)
+    soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
+    (tmp_path / "a.m4a").write_bytes(b"\0\0\0\x20ftypM4A ")
+    (tmp_path / "a.raw").write_bytes(b"samples")
+    for name, reason, says in (
+        ("absent.wav", "missing_audio", "does not exist"),
+        ("x" * 5000, "missing_audio", "too long"),
+        ("none.wav", "empty_audio", "no samples"),
+        ("a.raw", "undecodable", "a.raw"),
+        ("a.m4a", "undecodable", "reads no .m4a; convert it: ffmpeg -i IN.m4a -ac 1 -ar 16000 OUT.flac"),
+    ):
+        with pytest.raises(audio.BadAudio) as error:
+            audio.info(tmp_path / name)
+        assert error.value.reason == reason
+        assert says in str(error.value)

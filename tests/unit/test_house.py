@@ -26,7 +26,7 @@ BASE = {"errors", "config", "records", "files", "runlog", "prompts", "chat"}
 
 PLACES = {
     "omegaconf": ["sm_train/config.py"],
-    "pyarrow": ["sm_train/data/", "tools/miniature/"],
+    "pyarrow": ["sm_train/data/", "tools/miniature/", "tools/corpora/"],
     "streaming": ["sm_train/data/mds.py", "tools/bench/loader_peers.py"],
     # Beside models/, the switch that partitions weights over the ranks as they are loaded.
     "transformers": [
@@ -36,6 +36,7 @@ PLACES = {
         "tools/bench/padding.py",
         "tools/bench/precompute_peers.py",
     ],  # a sampler to compare with
+    "huggingface_hub": ["sm_train/models/", "tools/fetch.py"],
     "lhotse": ["tools/bench/"],
     "deepspeed": ["sm_train/train/engines/deepspeed.py", "sm_train/train/engines/zero_state.py"],
     "ray": ["cluster/", "tools/bench/"],
