@@ -43,7 +43,7 @@ class TargetTable:
     def text(self, rows: NDArray[np.int64]) -> str:
         """The text of some rows of the table, by the LLM's own tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.tokenizer_file))
+            self._tokenizer = read_tokenizer(self.tokenizer_file)
         return str(self._tokenizer.decode(self.token_ids[rows].tolist(), skip_special_tokens=True))
 
     @property
@@ -82,6 +82,19 @@ class TargetSet(TargetTable):
         """Rows of the table [L] for one row of :attr:`table`."""
         rows_L: NDArray[np.int64] = np.searchsorted(self.token_ids, self.samples[row]["tokens"])
         return rows_L
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer of a target set.
+
+    Raises:
+        UserError: the file is not what a tokenizer wrote.
+    """
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library knows no other
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as a tokenizer ({reason}); build the targets anew") from None
 
 
 def join(sets: Sequence[TargetSet]) -> TargetTable:
