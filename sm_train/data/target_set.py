@@ -62,17 +62,24 @@ class TargetSet(TargetTable):
             raise UserError(
                 f"shard set {shard_set} has no complete target set {name!r}; it has: {', '.join(have) or 'none'}"
             )
-        contract: dict[str, Any] = files.read_json(self.root / shards.DATASET)
-        covered = {"utterances": files.read_json(shard_set / shards.DATASET)["part_hashes"]}
-        found = {"utterances": contract["utterances"]}
+        contract = files.read_object(self.root / shards.DATASET)
+        covered = {"utterances": files.read_object(shard_set / shards.DATASET).get("part_hashes")}
+        found = {"utterances": contract.get("utterances")}
         shards.require_same(covered, found, str(self.root), "the shard set has changed: build the targets anew")
         try:
             tensors = load_file(self.root / EMBEDDING)
         except (SafetensorError, OSError, ValueError, KeyError):  # its header is damaged
             tensors = {}
-        if tensors_hash(tensors) != contract["embedding_hash"]:
+        if tensors_hash(tensors) != contract.get("embedding_hash"):
             raise UserError(
                 f"{self.root / EMBEDDING} is not what was committed; remove {self.root} and build the targets anew"
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        num_rows, width = contract.get("num_rows"), contract.get("width")
+        if shapes != {"ids": (num_rows,), "rows": (num_rows, width)}:
+            raise UserError(
+                f"{self.root / EMBEDDING} holds {shapes}, not {num_rows} rows of width {width}; remove {self.root} and "
+                "build the targets anew"
             )
         super().__init__(contract, tensors["ids"].numpy(), tensors["rows"], self.root / TOKENIZER)
         self.table = shards.read_table(self.root, TABLE)

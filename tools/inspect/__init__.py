@@ -140,9 +140,11 @@ def target_sets(root: Path) -> list[str]:
 
 def bars(counts: Sequence[int], edges: Sequence[float], unit: str, width: int = 40) -> list[str]:
     """A histogram as text: a line a bin, its count and a bar."""
-    most, digits = max([*counts, 1]), 2 if edges[-1] <= 1 else 0 if edges[1] >= 1 else 1
+    most, width_of_bin = max([*counts, 1]), edges[1] - edges[0]
+    digits = next((d for d in range(6) if abs(round(width_of_bin, d) - width_of_bin) < 1e-9), 6)
     size = len(f"{edges[-1]:.{digits}f}")
-    return [
-        f"{low:{size}.{digits}f} to {high:{size}.{digits}f}{unit} {count:>10,}  {'#' * -(-count * width // most)}".rstrip()
-        for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True)
-    ]
+    lines = []
+    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        bar = "#" * -(-count * width // most)
+        lines.append(f"{low:{size}.{digits}f} to {high:{size}.{digits}f}{unit} {count:>10,}  {bar}".rstrip())
+    return lines

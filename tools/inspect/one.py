@@ -20,9 +20,9 @@ from sm_train.data.audio import SAMPLE_RATE_HZ, BadAudio, load
 from sm_train.data.lengths import num_positions
 from sm_train.data.samples import FEATS, TOKENS
 from sm_train.data.target_set import TABLE, TOKENIZER, read_tokenizer
-from sm_train.errors import UserError
+from sm_train.errors import UserError, printable
 from tools.inspect import Opened, read_sample
-from tools.verify import inside, printable
+from tools.verify import inside, short
 
 
 def utterance(found: Opened, name: str, targets: Sequence[str]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def utterance(found: Opened, name: str, targets: Sequence[str]) -> dict[str, Any
         for row in found.quarantine:
             if row["id"] == name:
                 return {"quarantined": row}
-        raise UserError(f"{found.uri} has no utterance {printable(name)!r}, neither committed nor quarantined")
+        raise UserError(f"{found.uri} has no utterance {short(name)!r}, neither committed nor quarantined")
     row = found.row(ids.index(name))
     sample, is_whole = read_sample(found, row, FEATS)
     return {
@@ -86,7 +86,7 @@ def _tokens(found: Opened, target: str, name: str) -> dict[str, Any]:
 def in_words(facts: dict[str, Any]) -> list[str]:
     """The lines about one utterance."""
     if row := facts.get("quarantined"):
-        return [f"{printable(row['id'])}: quarantined as {printable(row['reason'])}: {printable(row['detail'], 300)}"]
+        return [f"{short(row['id'])}: quarantined as {short(row['reason'])}: {printable(row['detail'], 300)}"]
     figures = facts["features"]
     lines = [f"{key:<12} {printable(value, 400)}" for key, value in facts["row"].items()]
     state = "ok" if figures["hash_ok"] else "NOT OK: these are not the bytes that were committed; see tools.verify"
@@ -95,10 +95,10 @@ def in_words(facts: dict[str, Any]) -> list[str]:
     lines += [f"features     {figures['shape']}, {numbers}{strange}", f"hash         {state}"]
     for name, of in facts["targets"].items():
         if "ids" not in of:
-            lines.append(f"targets/{printable(name)}: {printable(of.get('problem') or of['quarantined'], 300)}")
+            lines.append(f"targets/{short(name)}: {printable(of.get('problem') or of['quarantined'], 300)}")
             continue
         warning = "" if of["hash_ok"] else " (hash NOT OK)"
-        lines.append(f"targets/{printable(name)}: {len(of['ids'])} tokens, {facts['positions']} positions{warning}")
+        lines.append(f"targets/{short(name)}: {len(of['ids'])} tokens, {facts['positions']} positions{warning}")
         lines += [f"  ids        {of['ids']}", f"  tokens     {printable(of['pieces'], 400)}"]
         lines.append(f"  text       {printable(of['text'], 400)}")
     return lines
@@ -121,11 +121,11 @@ def listen(found: Opened, count: int, seed: int, folder: Path, audio_root: Path)
         try:
             samples_S = load(audio_root / str(row["audio"]), float(row["start_s"]), float(row["duration_s"]))
         except BadAudio as error:
-            lines.append(f"{printable(row['id'])}: {printable(error, 300)}")
+            lines.append(f"{short(row['id'])}: {printable(error, 300)}")
             continue
         files.write_whole(base.with_suffix(".wav"), lambda aside, samples_S=samples_S: _write_wav(aside, samples_S))
         files.write_text(base.with_suffix(".txt"), f"{row['text']}\n")
-        lines.append(f"{base.name}.wav  {printable(row['id'])}  {printable(row['text'], 200)}")
+        lines.append(f"{base.name}.wav  {short(row['id'])}  {printable(row['text'], 200)}")
         num_written += 1
     if chosen and not num_written:
         raise UserError(

@@ -13,9 +13,9 @@ from sm_train import files
 from sm_train.data import shards
 from sm_train.data.lengths import num_positions
 from sm_train.data.target_set import TABLE
-from sm_train.errors import UserError
+from sm_train.errors import UserError, printable
 from tools.inspect import GB, Opened, bars
-from tools.verify import MALFORMED, printable, reason
+from tools.verify import MALFORMED, reason, short
 
 _EXAMPLES, _BINS = 3, 12
 _IN_WORDS = (
@@ -133,7 +133,7 @@ def in_words(facts: Mapping[str, Any]) -> list[str]:
     for title, key in (("split", "hours_by_split"), ("language", "hours_by_lang")):
         lines.append(f"by {title}:")
         lines += [
-            f"  {printable(name) or '(none)':<16} {of['hours']:>10.2f} h {of['utterances']:>10,}"
+            f"  {short(name) or '(none)':<16} {of['hours']:>10.2f} h {of['utterances']:>10,}"
             for name, of in facts[key].items()
         ]
     lines += _quarantine_lines(facts["quarantine"])
@@ -149,9 +149,7 @@ def _contract(contract: Mapping[str, Any]) -> list[str]:
         return printable(contract.get(name), 120)
 
     software = contract.get("software")
-    versions = (
-        ", ".join(f"{printable(k)} {printable(v)}" for k, v in software.items()) if isinstance(software, dict) else ""
-    )
+    versions = ", ".join(f"{short(k)} {short(v)}" for k, v in software.items()) if isinstance(software, dict) else ""
     revision = f" at {said('encoder_revision')}" if contract.get("encoder_revision") else ""
     rest = {k: v for k, v in contract.items() if k not in (*_IN_WORDS, *_OF_SET)}
     return [
@@ -159,15 +157,15 @@ def _contract(contract: Mapping[str, Any]) -> list[str]:
         f"the mean of every {said('pool')} frames",
         f"  stored    {said('frame_rate_hz')} frames a second of width {said('width')}, as {said('dtype')}",
         f"  computed  in {said('compute_dtype')} on {said('device_type')}, {said('threads')} thread(s); {versions}",
-        f"  settings  {', '.join(f'{printable(k)} {printable(v)}' for k, v in rest.items())}",
+        f"  settings  {', '.join(f'{short(k)} {short(v)}' for k, v in rest.items())}",
     ]
 
 
 def _quarantine_lines(quarantine: Mapping[str, Any]) -> list[str]:
     lines = []
     for name, of in quarantine.items():
-        lines.append(f"quarantined as {printable(name)}: {of['count']:,}")
-        lines += [f"  {printable(row['id'])}: {printable(row['detail'], 160)}" for row in of["examples"]]
+        lines.append(f"quarantined as {short(name)}: {of['count']:,}")
+        lines += [f"  {short(row['id'])}: {printable(row['detail'], 160)}" for row in of["examples"]]
     return lines
 
 
@@ -177,7 +175,7 @@ def _spread_lines(what: str, of: Mapping[str, Any], unit: str) -> list[str]:
 
 
 def _target_lines(target: Mapping[str, Any]) -> list[str]:
-    name = printable(target["name"])
+    name = short(target["name"])
     if not target["complete"]:
         return [f"targets/{name}: NOT complete, {target['parts']} parts; run the command that makes it again"]
     if "problem" in target:
@@ -186,12 +184,10 @@ def _target_lines(target: Mapping[str, Any]) -> list[str]:
         target["contract"],
         "" if target["is_of_this_set"] else "; of ANOTHER state of the set: build it anew",
     )
-    said = {
-        key: printable(contract.get(key)) for key in ("llm", "pad_token", "pad_id", "normaliser", "num_rows", "width")
-    }
+    said = {key: short(contract.get(key)) for key in ("llm", "pad_token", "pad_id", "normaliser", "num_rows", "width")}
     lines = [
         f"targets/{name}: {said['llm']}, pad {said['pad_token']} ({said['pad_id']}), normaliser {said['normaliser']}, "
-        f"{said['num_rows']} rows of width {said['width']} ({printable(contract.get('dtype'))})",
+        f"{said['num_rows']} rows of width {said['width']} ({short(contract.get('dtype'))})",
         f"{target['covered']:,} utterances ({100 * target['share_covered']:.2f}%), {target['tokens']:,} tokens{stale}",
     ]
     if target["covered"]:

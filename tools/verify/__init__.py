@@ -13,7 +13,7 @@ from typing import Any
 
 from sm_train import files
 from sm_train.data import mds
-from sm_train.errors import UserError
+from sm_train.errors import UserError, printable
 
 MALFORMED = (
     KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError, OSError, struct.error,
@@ -22,6 +22,11 @@ MALFORMED = (
 """What reading a file that somebody else wrote can end in."""
 
 _SHOWN = 80
+
+
+def short(text: object) -> str:
+    """A name or a value, on one line."""
+    return printable(text, _SHOWN)
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,6 @@ class Problem:
         return f"{printable(self.where, 300)}: {printable(self.what, 400)}" + (
             f"; {self.remedy}" if self.remedy else ""
         )
-
-
-def printable(text: object, limit: int = _SHOWN) -> str:
-    """Some text on one line, without what would steer a terminal, cut to so many characters."""
-    said = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in str(text)[: limit + 1])
-    return said if len(str(text)) <= limit else f"{said[:limit]}..."
 
 
 def reason(error: BaseException) -> str:
@@ -69,18 +68,18 @@ def inside(root: Path, name: object) -> Path:
     try:
         path = (base / str(name)).resolve()
         if not path.is_relative_to(base):
-            raise ValueError(f"the path {printable(name)!r} leaves the set's folder")
+            raise ValueError(f"the path {short(name)!r} leaves the set's folder")
         if not path.is_file():
-            raise ValueError(f"file {printable(name)!r} is not there")
+            raise ValueError(f"file {short(name)!r} is not there")
     except (OSError, RuntimeError) as error:  # too long a name, a ring of links
-        raise ValueError(f"file {printable(name)!r} cannot be reached: {reason(error)}") from None
+        raise ValueError(f"file {short(name)!r} cannot be reached: {reason(error)}") from None
     return path
 
 
 def differing(wanted: dict[str, Any], found: dict[str, Any], names: Iterable[str]) -> list[str]:
     """``name is X, not Y`` for each name whose two values differ."""
     return [
-        f"{name} is {printable(repr(found.get(name)))}, not {printable(repr(wanted.get(name)))}"
+        f"{name} is {short(repr(found.get(name)))}, not {short(repr(wanted.get(name)))}"
         for name in names
         if found.get(name) != wanted.get(name)
     ]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sm_train.data import mds
 from sm_train.data.shards import DONE
-from tools.verify import MALFORMED, Problem, digest_of, inside, printable, reason
+from tools.verify import MALFORMED, Problem, digest_of, inside, reason, short
 
 _HALF_EXPONENT = 0x7C00  # all of these bits: infinite or NaN
 
@@ -42,7 +42,7 @@ class Part:
 
     def wrong(self, file: str, what: str) -> None:
         """Note a problem."""
-        self.problems.append(Problem(f"{self.root / self.name}/{printable(file)}", what, self.remedy))
+        self.problems.append(Problem(f"{self.root / self.name}/{short(file)}", what, self.remedy))
 
 
 def check_part(root: Path, name: str, columns: Mapping[str, str], check_sample: CheckSample, remedy: str) -> Part:
@@ -63,7 +63,7 @@ def check_part(root: Path, name: str, columns: Mapping[str, str], check_sample: 
             found, size = digest_of(inside(root, f"{name}/{file}"))
             part.num_bytes += size
             if found != wanted:
-                part.wrong(file, f"its xxh3 is {found}, not {printable(wanted)}")
+                part.wrong(file, f"its xxh3 is {found}, not {short(wanted)}")
         except MALFORMED as error:
             part.wrong(file, reason(error))
     for path in sorted((root / name).iterdir()):
@@ -101,15 +101,15 @@ def _check_index(root: Path, part: Part, hashes: Mapping[str, str]) -> None:
         entry["raw_data"]["basename"] = f"{part.name}/{file}"
         part.shards.append(entry)
         if file not in hashes:
-            part.wrong("index.json", f"it names the shard {printable(file)!r}, which {DONE} does not")
+            part.wrong("index.json", f"it names the shard {short(file)!r}, which {DONE} does not")
             continue
         path = inside(root, f"{part.name}/{file}")
         size = path.stat().st_size
         if size != entry["raw_data"]["bytes"]:
-            part.wrong("index.json", f"{file} has {size} bytes, not {printable(entry['raw_data']['bytes'])}")
+            part.wrong("index.json", f"{file} has {size} bytes, not {short(entry['raw_data']['bytes'])}")
         with mds.Shard(path) as shard:
             if shard.num_samples != entry["samples"]:
-                part.wrong("index.json", f"{file} has {shard.num_samples} samples, not {printable(entry['samples'])}")
+                part.wrong("index.json", f"{file} has {shard.num_samples} samples, not {short(entry['samples'])}")
 
 
 def _check_rows(root: Path, part: Part, columns: Mapping[str, str], check_sample: CheckSample) -> None:
@@ -119,7 +119,7 @@ def _check_rows(root: Path, part: Part, columns: Mapping[str, str], check_sample
         try:
             of_file = files.setdefault(str(row["shard"]), {})
             if of_file.setdefault(int(row["index"]), row) is not row:
-                part.wrong(DONE, f"two rows lie at {printable(row['shard'])}, {row['index']}; one is {_id(row)}")
+                part.wrong(DONE, f"two rows lie at {short(row['shard'])}, {row['index']}; one is {_id(row)}")
         except MALFORMED as error:
             part.wrong(DONE, f"row {_id(row)} has no place ({reason(error)})")
     for file, rows in files.items():
@@ -139,10 +139,10 @@ def _wrong_sample(shard: mds.Shard, index: int, row: Mapping[str, Any] | None, c
     try:
         data = shard.read(index)
         if mds.digest(data) != row["xxh3"]:
-            return f"{_id(row)}: its xxh3 is {mds.digest(data)}, not {printable(row['xxh3'])}"
+            return f"{_id(row)}: its xxh3 is {mds.digest(data)}, not {short(row['xxh3'])}"
         sample = shard.decode(data)
         if sample["id"] != row["id"]:
-            return f"sample {index} is of {printable(sample['id'])!r}, its row of {_id(row)}"
+            return f"sample {index} is of {short(sample['id'])!r}, its row of {_id(row)}"
         said = check_sample(row, sample)
         return said and f"{_id(row)}: {said}"
     except MALFORMED as error:
@@ -150,7 +150,7 @@ def _wrong_sample(shard: mds.Shard, index: int, row: Mapping[str, Any] | None, c
 
 
 def _id(row: Mapping[str, Any]) -> str:
-    return repr(printable(row.get("id")))
+    return repr(short(row.get("id")))
 
 
 def check_feats(width: object) -> CheckSample:
@@ -159,7 +159,7 @@ def check_feats(width: object) -> CheckSample:
     def check(row: Mapping[str, Any], sample: Mapping[str, Any]) -> str | None:
         feats_TE: NDArray[np.float16] = sample["feats"]
         if feats_TE.shape != (row["num_frames"], width):
-            return f"its features are of shape {feats_TE.shape}, not ({printable(row['num_frames'])}, {width})"
+            return f"its features are of shape {feats_TE.shape}, not ({short(row['num_frames'])}, {width})"
         bits = feats_TE.view(np.uint16) & _HALF_EXPONENT
         return "a feature is NaN or infinite" if (bits == _HALF_EXPONENT).any() else None
 

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from sm_train.data import manifest, mds, shards
 from sm_train.data.manifest import manifest_hash
 from sm_train.data.samples import FEATS
-from sm_train.errors import UserError
+from sm_train.errors import UserError, printable
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig, describe, environment, make_encoder
 from sm_train.records import Quarantined, Unit, Utterance
-from tools.verify import Problem, differing, inside, printable
+from tools.verify import Problem, differing, inside, short
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 3e-3}
 """The distance of an utterance's features, relative to their norm, that is allowed on other devices or software."""
@@ -148,7 +148,7 @@ def _compare(found: Compared, root: Path, aside: Path, name: str, dataset: Mappi
             said = f"its features are another machine's by {relative:.3g} of their norm; {limit:g} is allowed"
             if not found.elsewhere:
                 said = f"its features differ by up to {float(apart_TE.max()):.3g}; they must be the same bits here"
-        found.problems.append(Problem(place, f"{printable(row['id'])!r}: {said}", _REMEDY))
+        found.problems.append(Problem(place, f"{short(row['id'])!r}: {said}", _REMEDY))
 
 
 def _feats(root: Path, part: str, row: Mapping[str, Any]) -> NDArray[np.float32]:

@@ -13,7 +13,7 @@ from sm_train import config
 from sm_train.data import shards
 from sm_train.errors import UserError
 from sm_train.records import Utterance
-from tools.verify import MALFORMED, Problem, differing, digest_of, printable, read_inside, reason
+from tools.verify import MALFORMED, Problem, differing, digest_of, read_inside, reason, short
 from tools.verify.parts import CheckSample, Part, check_part
 
 _NAMED = 3  # ids named where many are wrong alike
@@ -101,7 +101,7 @@ def check_tables(found: Checked, table_name: str) -> None:
         for name in sorted({**by_name, **ours}):
             if by_name.get(name) != ours.get(name):
                 state = "names a shard that no part has" if name not in ours else "lacks, or gives otherwise, the shard"
-                found.wrong("index.json", f"it {state}: {printable(name)!r}")
+                found.wrong("index.json", f"it {state}: {short(name)!r}")
         if len(by_name) != len(index):
             found.wrong("index.json", "it names a shard twice")
     except MALFORMED as error:
@@ -114,7 +114,7 @@ def _check_rows(found: Checked, name: str, table: list[dict[str, Any]]) -> None:
     order = list(dict.fromkeys(str(row["part"]) for row in table))
     for part in order:
         if part not in by_part:
-            found.wrong(name, f"it names the part {printable(part)!r}, which is not in the set")
+            found.wrong(name, f"it names the part {short(part)!r}, which is not in the set")
     rest = [part.name for part in found.parts if part.name not in order and part.rows]
     wanted = [{**row, "part": part} for part in [*order, *rest] if part in by_part for row in by_part[part].rows]
     wanted = [{"ordinal": number, **row} for number, row in enumerate(wanted)]
@@ -163,4 +163,4 @@ def check_manifest(found: Checked, utterances: Sequence[Utterance], digest: str,
 def some(ids: Iterable[str]) -> str:
     """A few of many ids."""
     names = sorted(ids)
-    return ", ".join(repr(printable(name)) for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
+    return ", ".join(repr(short(name)) for name in names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -23,7 +23,7 @@ from sm_train.data.instructions import TASKS
 from sm_train.data.lengths import num_positions
 from sm_train.data.samples import TOKENS
 from sm_train.data.target_set import EMBEDDING, TABLE, TOKENIZER
-from tools.verify import MALFORMED, differing, digest_of, inside, printable, reason
+from tools.verify import MALFORMED, differing, digest_of, inside, reason, short
 from tools.verify.parts import CheckSample, Part
 from tools.verify.tables import Checked, check_inputs, check_parts, check_tables, read_dataset, some
 
@@ -62,12 +62,12 @@ def check_tokens(utterances: Sequence[Mapping[str, Any]], ids_R: NDArray[np.int3
     def check(row: Mapping[str, Any], sample: Mapping[str, Any]) -> str | None:
         tokens_L: NDArray[np.int32] = sample["tokens"]
         if tokens_L.shape != (row["num_tokens"],):
-            return f"its tokens are of shape {tokens_L.shape}, not ({printable(row['num_tokens'])},)"
+            return f"its tokens are of shape {tokens_L.shape}, not ({short(row['num_tokens'])},)"
         ordinal = row["utterance"]
         if not utterances:  # their table is not there, which was said
             return None
         if not 0 <= ordinal < len(utterances) or utterances[ordinal]["id"] != row["id"]:
-            return f"utterance {printable(ordinal)} of the shard set is another one"
+            return f"utterance {short(ordinal)} of the shard set is another one"
         positions = num_positions(int(utterances[ordinal]["num_frames"]))
         if len(tokens_L) > positions:
             return f"{len(tokens_L)} tokens do not fit {positions} positions"
@@ -97,7 +97,7 @@ def _check_embedding(found: Checked) -> NDArray[np.int32] | None:
         if ids.shape != (len(rows_RD),) or (np.diff(ids) <= 0).any():
             found.wrong(EMBEDDING, "its ids are not as many as its rows, or not in order")
         if dataset.get("pad_id") not in ids.tolist():
-            found.wrong(EMBEDDING, f"the pad's id {printable(dataset.get('pad_id'))} is not in it")
+            found.wrong(EMBEDDING, f"the pad's id {short(dataset.get('pad_id'))} is not in it")
         if not torch.isfinite(rows_RD).all():
             found.wrong(EMBEDDING, "a number in it is NaN or infinite")
         return ids
