@@ -493,6 +493,8 @@ CASES: dict[str, tuple[Callable[[World], str], str]] = {
         json_instead(f"part-0000000/{shards.DONE}", NESTED, read_first_part), r"_DONE.json is not JSON"),
     "_DONE.json is a list": (
         json_instead(f"part-0000000/{shards.DONE}", "[1]", read_first_part), r"_DONE.json holds no JSON object"),
+    "_DONE.json without rows": (
+        json_instead(f"part-0000000/{shards.DONE}", '{"rows": {"a": 1}}', read_first_part), r"is no part's record"),
     "dataset.json nested 200,000 deep": (json_instead("dataset.json", NESTED, inspected), r"dataset.json is not JSON"),
     "dataset.json is a number": (json_instead("dataset.json", "17", inspected), r"holds no JSON object"),
     "dataset.json with a number of 10,000 digits": (

@@ -112,7 +112,15 @@ def write_part(
 def read_part(root: Place, part: str) -> dict[str, Any]:
     """What a committed part says of itself: rows, quarantined, facts, files."""
     place = store.at(root)
-    return files.parse_object(place.read(f"{part}/{DONE}"), f"{place.uri}/{part}/{DONE}")
+    return _done(place.read(f"{part}/{DONE}"), f"{place.uri}/{part}")
+
+
+def _done(data: bytes, where: str) -> dict[str, Any]:
+    done = files.parse_object(data, f"{where}/{DONE}")
+    kinds = {"rows": list, "quarantined": list, "facts": dict, "files": dict}
+    if not all(isinstance(done.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{where}/{DONE} is no part's record: it needs {', '.join(kinds)}; remove the part")
+    return done
 
 
 def remove_leftovers(root: Place) -> None:
@@ -139,7 +147,7 @@ def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table
         read = pool.map(lambda part: (place.read(f"{part}/{DONE}"), place.read(f"{part}/index.json")), parts)
         for part, (done_bytes, index_bytes) in zip(parts, read, strict=True):
             where = f"{place.uri}/{part}"
-            done = files.parse_object(done_bytes, f"{where}/{DONE}")
+            done = _done(done_bytes, where)
             facts = done["facts"] if facts is None else facts
             require_same(facts, done["facts"], where, "remove the part and run the same command again")
             if done["rows"]:

@@ -75,11 +75,11 @@ class TargetSet(TargetTable):
                 f"{self.root / EMBEDDING} is not what was committed; remove {self.root} and build the targets anew"
             )
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        num_rows, width = contract.get("num_rows"), contract.get("width")
-        if shapes != {"ids": (num_rows,), "rows": (num_rows, width)}:
+        num_rows, width = (*shapes.get("rows", ()), 0, 0)[:2]
+        if shapes != {"ids": (num_rows,), "rows": (num_rows, contract.get("width", width))}:
             raise UserError(
-                f"{self.root / EMBEDDING} holds {shapes}, not {num_rows} rows of width {width}; remove {self.root} and "
-                "build the targets anew"
+                f"{self.root / EMBEDDING} holds {shapes}, not ids and rows of width {contract.get('width', 'D')}; "
+                f"remove {self.root} and build the targets anew"
             )
         super().__init__(contract, tensors["ids"].numpy(), tensors["rows"], self.root / TOKENIZER)
         self.table = shards.read_table(self.root, TABLE)

@@ -8,13 +8,15 @@ import resource
 import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sm_train.encoding.decoders import DecodePool
-from tests import hostile
+from sm_train.data.manifest import read_manifest
+from sm_train.encoding.decoders import Decoded, DecodePool
+from tests import builders, hostile
 
 _MOST_KB = 400_000
 watched: set[str] = set()
@@ -77,3 +79,15 @@ def test_it_is_refused_in_one_line(
     assert len(answer) < 1500
     assert not world.marker.exists()
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < _MOST_KB
+
+
+def test_what_is_the_persons_own_is_let_be(tmp_path: Path, pool: DecodePool) -> None:
+    """A manifest is the person's own: its audio may lie anywhere, linked or not; an id may look like a path."""
+    builders.corpus(tmp_path / "far", 1)
+    (tmp_path / "linked.flac").symlink_to(tmp_path / "far/audio/000.flac")
+    (tmp_path / "here").mkdir()
+    names = ["../linked.flac", str(tmp_path / "linked.flac"), "../far/audio/000.flac"]
+    rows = [builders.row(f"../en/{i}", name, 1.0, "text") for i, name in enumerate(names)]
+    for utterance in read_manifest(builders.write_manifest(tmp_path / "here/m.jsonl", rows)):
+        absolute = replace(utterance, audio=str(tmp_path / "here" / utterance.audio))
+        assert isinstance(pool.submit(absolute).result(timeout=60), Decoded)

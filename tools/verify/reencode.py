@@ -118,10 +118,11 @@ def _has_gpu() -> bool:
 def _compare(found: Compared, root: Path, aside: Path, name: str, dataset: Mapping[str, Any]) -> None:
     ours, theirs = shards.read_part(aside, name), shards.read_part(root, name)
     place = f"{root}/{name}"
-    for said in differing(ours["facts"], theirs["facts"], ours["facts"]):
+    facts = differing(ours["facts"], theirs["facts"], ours["facts"])
+    for said in facts:
         remedy = f"give the encoder that the set names ({dataset['encoder']}, revision {dataset['encoder_revision']})"
         found.problems.append(Problem(place, f"{said} as --encoder gives", remedy))
-    if found.problems:
+    if facts:
         return
     reasons = [{row["id"]: row["reason"] for row in done["quarantined"]} for done in (ours, theirs)]
     for said in differing(*reasons, {**reasons[0], **reasons[1]}):
