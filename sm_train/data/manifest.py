@@ -44,7 +44,8 @@ def read_manifest(path: Path) -> list[Utterance]:
         if len(identity) > _LONGEST_ID or any(ord(c) < 32 or ord(c) == 127 for c in identity):
             what = f"{len(identity)} characters" if len(identity) > _LONGEST_ID else "a control character"
             raise UserError(
-                f"manifest {path}, row {number}: the id {identity[:80]!r} has {what}; at most {_LONGEST_ID} will do"
+                f"manifest {path}, row {number}: the id {identity[:80]!r} has {what}; "
+                f"give one line of up to {_LONGEST_ID}"
             )
         first_row[identity] = number
         try:

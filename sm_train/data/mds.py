@@ -198,9 +198,9 @@ def _array(value: memoryview, dtype: str) -> NDArray[Any]:
         raise ValueError("an array of no bytes")
     num_dims, width = value[0] >> 2, _SHAPE_BYTES[value[0] & 3]
     end = 1 + num_dims * width
-    shape = np.frombuffer(value[1:end], f"<u{width}").tolist()
-    if math.prod(shape) * np.dtype(dtype).itemsize != len(value) - end:
-        raise ValueError(f"{len(value) - end} bytes are no array of {num_dims} dimensions, {shape[:4]} first")
+    shape = np.frombuffer(value[1:end], f"<u{width}").tolist() if len(value) > end else []
+    if len(value) <= end or math.prod(shape) * np.dtype(dtype).itemsize != len(value) - end:
+        raise ValueError(f"{len(value)} bytes are no array of {num_dims} dimensions, {shape[:4]} first")
     return np.frombuffer(value[end:], dtype).reshape(shape)
 
 

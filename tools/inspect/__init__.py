@@ -14,9 +14,8 @@ from sm_train import files
 from sm_train.data import mds, shards
 from sm_train.data.mirror import Mirror
 from sm_train.errors import UserError
-from tools.verify import MALFORMED, inside, reason
+from tools.verify import MALFORMED, UTTERANCES, inside, reason
 
-UTTERANCES = "utterances.parquet"
 GB = 10**9
 
 
@@ -130,12 +129,6 @@ def read_sample(found: Opened, row: dict[str, Any], columns: dict[str, str]) -> 
             return shard.decode(data), mds.digest(data) == row["xxh3"]
     except MALFORMED as error:
         raise UserError(f"{found.uri}/{name}: sample {row['index']} cannot be read ({reason(error)})") from None
-
-
-def target_sets(root: Path) -> list[str]:
-    """The names under which target sets are, or begin to be, there."""
-    folder = root / "targets"
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def bars(counts: Sequence[int], edges: Sequence[float], unit: str, width: int = 40) -> list[str]:

@@ -13,7 +13,8 @@ import tempfile
 from pathlib import Path
 
 from sm_train.errors import UserError, run_command
-from tools.inspect import one, open_set, summary, target_sets
+from tools.inspect import one, open_set, summary
+from tools.verify import target_sets
 
 
 def main(argv: list[str]) -> None:

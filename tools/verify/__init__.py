@@ -21,6 +21,7 @@ MALFORMED = (
 )  # fmt: skip
 """What reading a file that somebody else wrote can end in."""
 
+UTTERANCES = "utterances.parquet"
 _SHOWN = 80
 
 
@@ -38,9 +39,8 @@ class Problem:
     remedy: str
 
     def __str__(self) -> str:
-        return f"{printable(self.where, 300)}: {printable(self.what, 400)}" + (
-            f"; {self.remedy}" if self.remedy else ""
-        )
+        said = f"{printable(self.where, 300)}: {printable(self.what, 400)}"
+        return f"{said}; {self.remedy}" if self.remedy else said
 
 
 def reason(error: BaseException) -> str:
@@ -88,3 +88,9 @@ def differing(wanted: dict[str, Any], found: dict[str, Any], names: Iterable[str
 def digest_of(path: Path) -> tuple[str, int]:
     """The xxh3 of a file, and its bytes."""
     return mds.file_digest(path), path.stat().st_size
+
+
+def target_sets(root: Path) -> list[str]:
+    """The names under which target sets are, or begin to be, there."""
+    folder = root / "targets"
+    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []

@@ -20,11 +20,10 @@ from sm_train.data.manifest import manifest_hash
 from sm_train.data.samples import FEATS
 from sm_train.errors import MISTAKEN, UserError, run_command
 from sm_train.records import Utterance
-from tools.verify import MALFORMED, Problem
+from tools.verify import MALFORMED, UTTERANCES, Problem, target_sets
 from tools.verify.parts import Part, check_feats
 from tools.verify.tables import Checked, check_manifest, check_parts, check_tables, read_dataset
 
-UTTERANCES = "utterances.parquet"
 _REMEDY = f"restore the file, or remove {shards.DATASET} and run the command that made the set again (its parts stay)"
 _PART_REMEDY = f"restore it, or remove the part's folder and {shards.DATASET} and run precompute again"
 _EVERY_S = 10.0
@@ -46,6 +45,11 @@ class Progress:
             self._shown = now
             line = f"{self.num_parts} parts, {self.speed(self.num_bytes)}"
             print(f"\r{line}\x1b[K" if live else line, end="" if live else "\n", file=sys.stderr, flush=True)
+
+    def end(self) -> None:
+        """Leave the line."""
+        if self._shown > self.begun and sys.stderr.isatty():
+            print(file=sys.stderr)
 
     def speed(self, num_bytes: int) -> str:
         """So many bytes, and how fast."""
@@ -97,26 +101,26 @@ def main(argv: list[str]) -> None:
     if asked.sample and not (asked.manifest and asked.encoder):
         raise UserError("--sample encodes audio again: give --manifest and --encoder with it")
     inputs = manifest.read_manifest(asked.manifest) if asked.manifest else []
-    progress = Progress()
-    found = check_utterances(root, inputs, asked.manifest, max(asked.jobs, 1), progress)
-    problems, num_bytes = found.problems, found.num_bytes
-    num_rows, num_parts = sum(len(part.rows) for part in found.parts), len(found.parts)
-    for name in _target_sets(root) if asked.targets else ():
+    progress, jobs = Progress(), max(asked.jobs, 1)
+    found = check_utterances(root, inputs, asked.manifest, jobs, progress)
+    checked = [found]
+    for name in target_sets(root) if asked.targets else ():
         from tools.verify.targets import check_targets
 
-        target = check_targets(root, name, found.table, found.dataset, max(asked.jobs, 1), progress.advance)
-        problems, num_bytes, num_parts = (
-            [*problems, *target.problems],
-            num_bytes + target.num_bytes,
-            num_parts + len(target.parts),
-        )
-    print(f"{root}: {num_rows} utterances, {num_parts} parts, {progress.speed(num_bytes)}", flush=True)
+        checked.append(check_targets(root, name, found.table, found.dataset, jobs, progress.advance))
+    progress.end()
+    problems = [problem for one in checked for problem in one.problems]
+    num_rows, num_parts = sum(len(part.rows) for part in found.parts), sum(len(one.parts) for one in checked)
+    read = progress.speed(sum(one.num_bytes for one in checked))
+    print(f"{root}: {num_rows} utterances, {num_parts} parts, {read}", flush=True)
     if asked.sample and not problems:
         from tools.verify.reencode import encode_again
 
         compared = encode_again(root, found.dataset, inputs, asked.manifest, asked.encoder, asked.sample, asked.seed)
         print(compared, flush=True)
         problems = compared.problems
+    elif asked.sample:
+        print("nothing was encoded again: mend the set first", flush=True)
     _report(problems)
 
 
@@ -126,11 +130,6 @@ def _folder(place: str) -> Path:
     if not (Path(place) / shards.CONTRACT).exists() and not (Path(place) / shards.DATASET).exists():
         raise UserError(f"{place} is no shard set: it has no {shards.CONTRACT}")
     return Path(place)
-
-
-def _target_sets(root: Path) -> list[str]:
-    folder = root / "targets"
-    return sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
 
 
 def _report(problems: Sequence[Problem]) -> None:

@@ -154,7 +154,11 @@ def check_inputs(found: Checked, ids: Sequence[str], source: str) -> None:
 def check_manifest(found: Checked, utterances: Sequence[Utterance], digest: str, path: Path) -> None:
     """The manifest that the set was made of: every id has its place, and the manifest is that one."""
     check_inputs(found, [u.id for u in utterances], f"manifest {path}")
-    contract = found.dataset or read_inside(found.root, shards.CONTRACT)
+    try:
+        contract = found.dataset or read_inside(found.root, shards.CONTRACT)
+    except MALFORMED as error:
+        found.wrong(shards.CONTRACT, reason(error))
+        return
     for said in differing({"manifest_hash": digest}, contract, ["manifest_hash"]):
         remedy = "give the manifest that the set was made of"
         found.wrong(shards.DATASET, f"{said}, that of {path}", remedy)
