@@ -31,6 +31,13 @@ class Stopped(Exception):
     """A run has saved and left before its end, because a signal asked for it."""
 
 
+def printable(text: object, limit: int = 1000) -> str:
+    """Some text on one line, without what would steer a terminal, cut to so many characters."""
+    said = str(text)
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in said[:limit])
+    return line if len(said) <= limit else f"{line}..."
+
+
 def exit_hard(code: int = 0) -> NoReturn:
     """End a rank at once: at interpreter exit, gloo's threads have been seen to abort a rank whose work was done."""
     sys.stdout.flush()
@@ -46,7 +53,7 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+        print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         raise SystemExit(MISTAKEN) from None
     except OSError as error:
         if error.errno not in _OF_THE_DISK:

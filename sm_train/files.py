@@ -53,8 +53,35 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"file {path} does not exist") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"file {path} is not JSON: {error}") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file.
+
+    Raises:
+        UserError: the file is missing or holds no JSON object.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"file {path} holds no JSON object")
+    return value
+
+
+def parse_object(data: bytes, where: str) -> dict[str, Any]:
+    """The JSON object in some bytes.
+
+    Raises:
+        UserError: they are none; ``where`` they come from is named.
+    """
+    try:
+        value = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"file {where} is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"file {where} holds no JSON object")
+    return value
 
 
 def publish_folder(aside: Path, folder: Path, marker: str) -> None:

@@ -74,8 +74,14 @@ def load(path: Path, start_s: float = 0.0, duration_s: float = 0.0) -> NDArray[n
     Raises:
         BadAudio: missing_audio, undecodable, truncated, empty_audio or non_finite.
     """
-    if not path.is_file():
-        raise BadAudio("missing_audio", f"{path} does not exist")
+    try:
+        is_file = path.is_file()
+    except OSError as error:  # as a name that is too long, or a folder that is closed to us
+        raise BadAudio("missing_audio", f"{str(path)[:300]}: {error.strerror}") from None
+    if not is_file:
+        raise BadAudio("missing_audio", f"{path} does not exist, or is no file")
+    if path.suffix.lower() == ".raw":  # taken by its name, and without a rate
+        raise BadAudio("undecodable", f"{path}: audio without a header has no sample rate; give WAV or FLAC")
     try:
         with soundfile.SoundFile(path) as file:
             rate_hz = file.samplerate

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,9 @@ MANIFEST_DEFAULTS: dict[str, Any] = {"start_s": 0.0, "lang": "", "speaker": "", 
 INSTRUCTION_COLUMNS = ("utterance_id", "task", "variables", "target_lang", "answer")
 INSTRUCTION_DEFAULTS: dict[str, Any] = {"variables": None, "target_lang": None}
 TASKS = ("asr", "st", "sqa")
+_LONGEST_LINE = 16 << 20  # bytes of a JSON line
+_LONGEST_ID = 1000
+_LONGEST_S = 1e7  # of a recording: four months
 
 
 def read_manifest(path: Path) -> list[Utterance]:
@@ -41,6 +43,12 @@ def read_manifest(path: Path) -> list[Utterance]:
                 f"manifest {path}: id {identity!r} stands in row {first_row[identity]} and in row {number}; "
                 "ids must be unique, so rename or remove one"
             )
+        if len(identity) > _LONGEST_ID or any(ord(c) < 32 or ord(c) == 127 for c in identity):
+            what = f"{len(identity)} characters" if len(identity) > _LONGEST_ID else "a control character"
+            raise UserError(
+                f"manifest {path}, row {number}: the id {identity[:80]!r} has {what}; "
+                f"give one line of up to {_LONGEST_ID}"
+            )
         first_row[identity] = number
         try:
             utterances.append(to_utterance(identity, row))
@@ -58,20 +66,29 @@ def to_utterance(identity: str, row: dict[str, Any]) -> Utterance:
         TypeError, ValueError: a start or a duration is no time; the message says which.
     """
     start_s, duration_s = float(row["start_s"] or 0.0), float(row["duration_s"] or 0.0)
-    if not (duration_s > 0 and math.isfinite(duration_s)):
+    if not 0 < duration_s <= _LONGEST_S:
         raise ValueError(f"duration_s is {row['duration_s']!r}; it must be the measured length in seconds, above zero")
-    if not (start_s >= 0 and math.isfinite(start_s)):
+    if not 0 <= start_s <= _LONGEST_S:
         raise ValueError(f"start_s is {row['start_s']!r}; it must be zero or a time in seconds")
     return Utterance(
         id=identity,
-        audio=str(row["audio"] or ""),
+        audio=_string(row, "audio"),
         start_s=start_s,
         duration_s=duration_s,
-        text=str(row["text"] or ""),
-        lang=str(row["lang"] or ""),
-        speaker=str(row["speaker"] or ""),
-        split=str(row["split"] or ""),
+        text=_string(row, "text"),
+        lang=_string(row, "lang"),
+        speaker=_string(row, "speaker"),
+        split=_string(row, "split"),
     )
+
+
+def _string(row: dict[str, Any], name: str) -> str:
+    value = row[name]
+    if isinstance(value, bytes | list | dict):
+        raise TypeError(f"{name} is of the type {type(value).__name__}; a string is wanted")
+    text = str(value or "")
+    text.encode()  # half a surrogate, as JSON can spell it, has no bytes
+    return text
 
 
 def manifest_hash(utterances: Sequence[Utterance]) -> str:
@@ -140,12 +157,15 @@ def read_rows(path: Path, columns: Sequence[str], optional: dict[str, Any]) -> I
 
 def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
+        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+        for number, line in enumerate(lines, start=1):
+            if len(line) == _LONGEST_LINE:
+                raise UserError(f"{path}, line {number}: longer than {_LONGEST_LINE >> 20} MiB; give a row a line")
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}, line {number}: not JSON ({error})") from None
             if not isinstance(row, dict):
                 raise UserError(f'{path}, line {number}: a JSON object is wanted, as {{"id": ...}}')

@@ -8,6 +8,7 @@ A shard file is ``u32 num_samples | u32 offsets[num_samples + 1] | JSON of the c
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import sys
@@ -108,8 +109,8 @@ class Shard:
     def _read_table(self, expected: Mapping[str, str] | None) -> None:
         (self.num_samples,) = struct.unpack("<I", os.pread(self._handle, 4, 0))
         size, begin = os.fstat(self._handle).st_size, 4 * (self.num_samples + 2)
-        if begin > size:
-            raise ValueError("its table of offsets is cut short")
+        if begin > size or size >= 1 << 32:  # what its offsets cannot reach is not even looked at
+            raise ValueError("its table of offsets is cut short, or the file is longer than any")
         self.offsets: NDArray[np.uint32] = np.frombuffer(os.pread(self._handle, begin - 4, 4), "<u4")
         if self.offsets[-1] != size or self.offsets[0] < begin or (self.offsets[1:] < self.offsets[:-1]).any():
             raise ValueError(f"its table of offsets does not fit its {size} bytes")
@@ -164,7 +165,13 @@ class Shard:
         return str(hasher.hexdigest())
 
     def decode(self, data: bytes) -> dict[str, Any]:
-        """Columns of a sample's bytes, which the caller has verified; arrays are read-only views."""
+        """Columns of a sample's bytes, which the caller has verified; arrays are read-only views.
+
+        Raises:
+            ValueError: they are no sample: they were written by something else.
+        """
+        if len(data) < 4 * len(self._columns):
+            raise ValueError("its bytes are too few for a sample")
         sizes = struct.unpack_from(f"<{len(self._columns)}I", data)
         begin = 4 * len(self._columns)
         sample: dict[str, Any] = {}
@@ -188,9 +195,13 @@ class Shard:
 
 
 def _array(value: memoryview, dtype: str) -> NDArray[Any]:
+    if not len(value):
+        raise ValueError("an array of no bytes")
     num_dims, width = value[0] >> 2, _SHAPE_BYTES[value[0] & 3]
     end = 1 + num_dims * width
-    shape = np.frombuffer(value[1:end], f"<u{width}").astype(np.int64)
+    shape = np.frombuffer(value[1:end], f"<u{width}").tolist() if len(value) > end else []
+    if len(value) <= end or math.prod(shape) * np.dtype(dtype).itemsize != len(value) - end:
+        raise ValueError(f"{len(value)} bytes are no array of {num_dims} dimensions, {shape[:4]} first")
     return np.frombuffer(value[end:], dtype).reshape(shape)
 
 

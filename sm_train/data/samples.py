@@ -55,14 +55,20 @@ class Samples:
         """The decoded sample of one row; arrays are read-only.
 
         Raises:
-            UserError: its bytes are not those that were committed, however often they are read and fetched.
+            UserError: its bytes are not those that were committed, however often they are read and fetched; or are
+                those, and no sample.
         """
 
         def read(shard: mds.Shard, index: int) -> tuple[str, Callable[[], dict[str, Any]]]:
             data = shard.read(index)
             return mds.digest(data), partial(shard.decode, data)
 
-        return self._verified(row, read)()
+        decode = self._verified(row, read)
+        try:
+            return decode()
+        except ValueError as error:
+            place = f"{self.root / self.shard_name(row)}: utterance {self._ids[row].as_py()!r}"
+            raise UserError(f"{place} was committed as what is no sample ({error}); do not use this set") from None
 
     def read_into(self, row: int, column: str, out: NDArray[Any]) -> None:
         """Read one row's array straight into ``out``, which is contiguous and of its type and shape.

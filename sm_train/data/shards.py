@@ -41,7 +41,7 @@ def open_set(root: Place, contract: Mapping[str, Any]) -> None:
     place = store.at(root)
     names = place.names()
     if CONTRACT in names and parts_of(place):
-        found = json.loads(place.read(CONTRACT))
+        found = files.parse_object(place.read(CONTRACT), f"{place.uri}/{CONTRACT}")
         require_same(dict(contract), found, place.uri, "give another folder, or remove this one")
         return
     if CONTRACT not in names and names:
@@ -111,7 +111,15 @@ def write_part(
 
 def read_part(root: Place, part: str) -> dict[str, Any]:
     """What a committed part says of itself: rows, quarantined, facts, files."""
-    done: dict[str, Any] = json.loads(store.at(root).read(f"{part}/{DONE}"))
+    place = store.at(root)
+    return _done(place.read(f"{part}/{DONE}"), f"{place.uri}/{part}")
+
+
+def _done(data: bytes, where: str) -> dict[str, Any]:
+    done = files.parse_object(data, f"{where}/{DONE}")
+    kinds = {"rows": list, "quarantined": list, "facts": dict, "files": dict}
+    if not all(isinstance(done.get(name), kind) for name, kind in kinds.items()):
+        raise UserError(f"{where}/{DONE} is no part's record: it needs {', '.join(kinds)}; remove the part")
     return done
 
 
@@ -138,9 +146,9 @@ def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table
     with ThreadPoolExecutor(_READERS) as pool:
         read = pool.map(lambda part: (place.read(f"{part}/{DONE}"), place.read(f"{part}/index.json")), parts)
         for part, (done_bytes, index_bytes) in zip(parts, read, strict=True):
-            done = json.loads(done_bytes)
-            facts = done["facts"] if facts is None else facts
             where = f"{place.uri}/{part}"
+            done = _done(done_bytes, where)
+            facts = done["facts"] if facts is None else facts
             require_same(facts, done["facts"], where, "remove the part and run the same command again")
             if done["rows"]:
                 rows = [{"ordinal": num_rows + i, **row, "part": part} for i, row in enumerate(done["rows"])]
@@ -197,10 +205,22 @@ def read_table(root: Path, table_name: str) -> pa.Table:
     if not is_complete(root):
         state = "is not complete; run its precompute command again" if root.exists() else "does not exist"
         raise UserError(f"shard set {root} {state}")
-    path, hashes = root / table_name, files.read_json(root / DATASET).get("table_hashes")
+    path, hashes = root / table_name, files.read_object(root / DATASET).get("table_hashes")
     again = f"remove {root / DATASET} and run the command that made the set again (its parts stay)"
     if hashes is None:
         raise UserError(f"{root / DATASET} has no table_hashes: an older version wrote it; {again}")
-    if not path.exists() or mds.file_digest(path) != hashes[table_name]:
+    if not isinstance(hashes, dict) or not path.is_file() or mds.file_digest(path) != hashes.get(table_name):
         raise UserError(f"{path} is missing or not the table that was committed; restore it, or {again}")
-    return pq.read_table(path)
+    return read_parquet(path)
+
+
+def read_parquet(path: Path) -> pa.Table:
+    """A table in a file.
+
+    Raises:
+        UserError: it cannot be read as Parquet.
+    """
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None

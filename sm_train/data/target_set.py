@@ -90,7 +90,7 @@ class TargetTable:
     def text(self, rows: NDArray[np.int64]) -> str:
         """The text of some rows of the table, by the LLM's own tokenizer."""
         if self._tokenizer is None:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(self.tokenizer_file))
+            self._tokenizer = read_tokenizer(self.tokenizer_file)
         return str(self._tokenizer.decode(self.token_ids[rows].tolist(), skip_special_tokens=True))
 
     @property
@@ -109,7 +109,7 @@ class TargetSet(TargetTable):
             raise UserError(
                 f"shard set {shard_set} has no complete target set {name!r}; it has: {', '.join(have) or 'none'}"
             )
-        contract: dict[str, Any] = files.read_json(self.root / shards.DATASET)
+        contract = files.read_object(self.root / shards.DATASET)
         if "covers" not in contract:
             raise UserError(
                 f"{self.root / shards.DATASET} has no covers: an older version wrote it; remove {self.root} and build "
@@ -126,9 +126,16 @@ class TargetSet(TargetTable):
             tensors = load_file(self.root / EMBEDDING)
         except (SafetensorError, OSError, ValueError, KeyError):  # its header is damaged
             tensors = {}
-        if tensors_hash(tensors) != contract["embedding_hash"]:
+        if tensors_hash(tensors) != contract.get("embedding_hash"):
             raise UserError(
                 f"{self.root / EMBEDDING} is not what was committed; remove {self.root} and build the targets anew"
+            )
+        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+        num_rows, width = (*shapes.get("rows", ()), 0, 0)[:2]
+        if shapes != {"ids": (num_rows,), "rows": (num_rows, contract.get("width", width))}:
+            raise UserError(
+                f"{self.root / EMBEDDING} holds {shapes}, not ids and rows of width {contract.get('width', 'D')}; "
+                f"remove {self.root} and build the targets anew"
             )
         super().__init__(contract, tensors["ids"].numpy(), tensors["rows"], self.root / TOKENIZER)
         self.table = shards.read_table(self.root, TABLE)
@@ -138,6 +145,19 @@ class TargetSet(TargetTable):
         """Rows of the table [L] for one row of :attr:`table`."""
         rows_L: NDArray[np.int64] = np.searchsorted(self.token_ids, self.samples[row]["tokens"])
         return rows_L
+
+
+def read_tokenizer(path: Path) -> Any:
+    """The tokenizer of a target set.
+
+    Raises:
+        UserError: the file is not what a tokenizer wrote.
+    """
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library knows no other
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} cannot be read as a tokenizer ({reason}); build the targets anew") from None
 
 
 def join(sets: Sequence[TargetSet]) -> TargetTable:

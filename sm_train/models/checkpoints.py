@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from sm_train import files
 from sm_train.errors import UserError
@@ -64,15 +64,24 @@ def weight_map(folder: Path) -> dict[str, Path]:
         UserError: there are no safetensors weights.
     """
     if (folder / _INDEX).is_file():
-        names = files.read_json(folder / _INDEX)["weight_map"]
+        names = files.read_object(folder / _INDEX).get("weight_map")
+        if not isinstance(names, dict) or not all(isinstance(file, str) for file in names.values()):
+            raise UserError(f"{folder / _INDEX} has no weight_map of names to files; get the checkpoint again")
         for file in set(names.values()):
             if Path(file).name != file or not (folder / file).is_file():
                 raise UserError(f"{folder / _INDEX} names the file {file!r}, which is not in the folder")
         return {name: folder / file for name, file in names.items()}
     if (folder / _SINGLE).is_file():
-        with safe_open(folder / _SINGLE, framework="pt") as tensors:
+        with _opened(folder / _SINGLE) as tensors:
             return dict.fromkeys(tensors.keys(), folder / _SINGLE)
     raise UserError(f"{folder} has no {_SINGLE} and no {_INDEX}; only safetensors weights are read")
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read as safetensors ({error}); get the checkpoint again") from None
 
 
 def read_tensors(folder: Path, names: set[str], what: str) -> dict[str, torch.Tensor]:
@@ -89,7 +98,7 @@ def read_tensors(folder: Path, names: set[str], what: str) -> dict[str, torch.Te
         )
     found = {}
     for path in sorted({places[name] for name in names}):
-        with safe_open(path, framework="pt") as tensors:
+        with _opened(path) as tensors:
             for name in sorted(names):
                 if places[name] == path:
                     found[name] = tensors.get_tensor(name)

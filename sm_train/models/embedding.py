@@ -27,8 +27,9 @@ def embedding_module(folder: Path) -> torch.nn.Module:
 
     try:
         text_settings = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError) as error:
-        raise UserError(f"LLM {folder}: its config.json cannot be used ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # whatever its library makes of a damaged file
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise UserError(f"LLM {folder}: its config.json cannot be used ({reason})") from None
     name, tensor = _embedding_tensor(folder, tied=text_settings.tie_word_embeddings)
     width = getattr(text_settings, "hidden_size", None)
     if tensor.ndim != 2 or tensor.shape[1] != width:

@@ -23,8 +23,8 @@ def read_tokenizer(folder: Path) -> Any:
 
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except Exception as error:  # whatever its library makes of a damaged file
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"LLM {folder}: its tokenizer cannot be loaded ({reason})") from None
 
 

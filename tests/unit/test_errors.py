@@ -31,3 +31,15 @@ def test_an_interrupt_says_what_to_do(capsys: pytest.CaptureFixture[str]) -> Non
         run_command(main)
     assert ended.value.code == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_what_an_artefact_says_cannot_steer_the_terminal_or_fill_it(capsys: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise UserError("id '\x1b[31mü\0" + "a" * 10**6)
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    said = capsys.readouterr().err
+    assert said.startswith("error: id '\\x1b[31mü\\x00aaa")
+    assert said.endswith("a...\n")
+    assert len(said) < 1100

@@ -63,3 +63,22 @@ def test_publish_replaces_a_folder_that_somebody_half_removed(tmp_path: Path) ->
     part = made(tmp_path / "part", "half", marker=False)
     files.publish_folder(made(tmp_path / "aside", "new"), part, "DONE")
     assert (part / "data").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ('{"a": ' + "9" * 10_000 + "}", "is not JSON"),
+        ("[1]", "no JSON object"),
+    ],
+)
+def test_what_is_no_json_object_is_named(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(UserError, match=f"a.json.*{says}"):
+        files.read_object(tmp_path / "a.json")
+    with pytest.raises(UserError, match=f"s3://b/a.json.*{says}"):
+        files.parse_object(text.encode(), "s3://b/a.json")
+    (tmp_path / "a.json").write_text('{"a": 1}')
+    assert files.read_object(tmp_path / "a.json") == files.parse_object(b'{"a": 1}', "") == {"a": 1}

@@ -104,6 +104,25 @@ def test_a_damaged_shard_is_refused_at_once(tmp_path: Path, damage: Callable[[by
     assert len(os.listdir("/proc/self/fd")) == handles
 
 
+ARRAYS = {
+    "nothing": b"",
+    "a shape that is cut": bytes([2 << 2 | 3, 1]),
+    "63 dimensions": b"\xff" + bytes(63 * 8),
+    "more than there is": bytes([1 << 2 | 3]) + struct.pack("<Q", 2**62) + bytes(8),
+    "a length below zero": bytes([1 << 2 | 3]) + struct.pack("<Q", 2**64 - 1) + bytes(8),
+    "half a number": bytes([1 << 2, 1, 0]),
+}
+
+
+@pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
+def test_bytes_that_are_no_sample_are_a_value_error(tmp_path: Path, array: bytes) -> None:
+    (ref,) = mds.write(tmp_path / "p", COLUMNS, samples(1))
+    with mds.Shard(tmp_path / "p" / ref.shard) as shard:
+        for data in (b"", b"abc", struct.pack("<2I", len(array), 1) + array + b"i", struct.pack("<2I", 2**32 - 1, 9)):
+            with pytest.raises(ValueError, match="bytes"):
+                shard.decode(data)
+
+
 READER = """
 import json, sys, types
 sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
