@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from sm_train import config
+from sm_train.meter import LOG
 from sm_train.precompute import PrecomputeConfig
 from tests import builders
 
@@ -25,7 +26,8 @@ def command_file(cfg: PrecomputeConfig, folder: Path) -> Path:
 
 
 def hashes(root: Path) -> dict[str, str]:
-    found = [path for path in root.rglob("*") if path.is_file()]
+    """Of every file but the measurements."""
+    found = [path for path in root.rglob("*") if path.is_file() and path.name != LOG]
     return {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in found}
 
 
