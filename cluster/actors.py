@@ -38,7 +38,9 @@ class EncodingActor:
 
     def load(self) -> None:
         """Make the encoder: not at construction, so that a person's mistake comes back as itself."""
-        make = (lambda decoding: ActorDecoder(self.decode_actors, decoding)) if self.decode_actors else None
+        import ray
+
+        make = (lambda decoding: ActorDecoder(ray, self.decode_actors, decoding)) if self.decode_actors else None
         self.encoder = make_encoder(self.cfg, make)
 
     def encode(self, unit: Unit, is_probe: bool = False) -> Receipt:
@@ -69,11 +71,13 @@ class ActorDecoder:
     """A decoder for an encoder, whose work is done by decode actors: the same bytes, through the object store.
 
     Utterances that were with an actor that died or cannot be reached are given to the next one; Ray starts it again.
+
+    Args:
+        ray: the module, or what stands for it.
+        actors: handles of decode actors.
     """
 
-    def __init__(self, actors: Sequence[Any], decoding: DecodeConfig) -> None:
-        import ray
-
+    def __init__(self, ray: Any, actors: Sequence[Any], decoding: DecodeConfig) -> None:
         self._ray, self._decoding = ray, ray.put(decoding)
         first = os.getpid() % len(actors)  # not all encoders the same
         self._next = itertools.cycle([*actors[first:], *actors[:first]])

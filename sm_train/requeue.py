@@ -74,9 +74,10 @@ def begin(place: Store, units: Sequence[Unit], unit_utterances: int) -> list[Uni
 
 
 def end(place: Store) -> None:
-    """Let a round that is under way be over."""
+    """Let a round that is under way be over; call it only where no writer is at work."""
     for one in _rounds(place):
         if not one.is_over:
+            place.sweep()
             place.write(one.name, _json(replace(one, is_over=True)))
 
 
