@@ -135,7 +135,7 @@ class Dispatch:
             self._ray.kill(slot.actor)
         except Exception as why:  # it is gone
             del why
-        yield Incident("death", slot.worker)
+        yield Incident("death", slot.worker, units=slot.units)
         outcome = self._outcome(error)
         if not slot.is_loaded:
             self._failed_starts += outcome is Outcome.CRASHED

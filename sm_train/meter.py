@@ -31,6 +31,8 @@ class Incident:
     """Who was barred."""
     seconds: float = 0.0
     """What the driver was at work in all."""
+    units: int = 0
+    """What a process that ended had at hand, and is begun again."""
 
 
 Event = Receipt | Incident
@@ -63,8 +65,8 @@ class Meter:
             self.dispatch_s += event.seconds
         else:
             self.incidents[event.kind] += 1
-            row = {"row": asdict(event.row)} if event.row else {}
-            self._write({"event": event.kind, "worker": event.worker, "part": event.part, **row})
+            more = {"row": asdict(event.row)} if event.row else {"units": event.units}
+            self._write({"event": event.kind, "worker": event.worker, "part": event.part, **more})
         now = time.monotonic()
         if now - self._shown > (0.2 if self._live else 10.0):
             self._shown = now

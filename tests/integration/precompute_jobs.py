@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -18,7 +19,7 @@ import yaml
 
 from sm_train import config
 from sm_train.meter import LOG
-from sm_train.precompute import PrecomputeConfig
+from sm_train.precompute import PrecomputeConfig, in_this_process, run
 from tests import builders
 
 NUM_PARTS = 15
@@ -56,6 +57,40 @@ def start(module: str, *argv: object, **env: str) -> subprocess.Popen[str]:
 def poisoned(**env: str) -> dict[str, str]:
     """The environment in which some files end the process that reads or encodes them; see tests/poison."""
     return {"PYTHONPATH": os.pathsep.join([str(builders.ROOT / "tests/poison"), str(builders.ROOT)]), **env}
+
+
+def run_killed(cfg: PrecomputeConfig, at_call: int) -> bool:
+    """Run in a fork that SIGKILLs itself just before its n-th sync or rename; returns whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            os.dup2(1, 2)
+            _die_at_call(at_call)
+            run(cfg, in_this_process)
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def _die_at_call(at_call: int) -> None:
+    calls = 0
+
+    def counting(real: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == at_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args)
+
+        return counted
+
+    os.fsync, os.rename, os.replace = map(counting, (os.fsync, os.rename, os.replace))
 
 
 def actors_below(pids: list[int], kind: str = "EncodingActor") -> list[psutil.Process]:
@@ -107,9 +142,9 @@ class Cluster:
                 continue
         self._raylets.remove_node(node, allow_graceful=False)
 
-    def actors(self) -> list[psutil.Process]:
-        """The encoding actors on all nodes."""
-        return actors_below([_raylet_of(node) for node in (self._raylets.head_node, *self.nodes)])
+    def actors(self, kind: str = "EncodingActor") -> list[psutil.Process]:
+        """The actors of a kind on all nodes."""
+        return actors_below([_raylet_of(node) for node in (self._raylets.head_node, *self.nodes)], kind)
 
     def close(self) -> None:
         """End everything."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,41 +12,7 @@ import pytest
 from sm_train.data import shards
 from sm_train.precompute import PrecomputeConfig, in_this_process, run
 from tests import builders
-from tests.integration.precompute_jobs import NUM_PARTS, command_file, hashes, parts, start, wait_until
-
-
-def run_killed(cfg: PrecomputeConfig, at_call: int) -> bool:
-    """Run in a fork that SIGKILLs itself just before its n-th sync or rename; returns whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(1, 2)
-            _die_at_call(at_call)
-            run(cfg, in_this_process)
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def _die_at_call(at_call: int) -> None:
-    calls = 0
-
-    def counting(real: Callable[..., object]) -> Callable[..., object]:
-        def counted(*args: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == at_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args)
-
-        return counted
-
-    os.fsync, os.rename, os.replace = map(counting, (os.fsync, os.rename, os.replace))
+from tests.integration.precompute_jobs import NUM_PARTS, command_file, hashes, parts, run_killed, start, wait_until
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
