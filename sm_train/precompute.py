@@ -2,7 +2,8 @@
 
     python -m sm_train.precompute CONFIG.yaml [key=value ...]
 
-One process does everything here; ``cluster.precompute`` spreads the same units over Ray actors.
+One process does everything here; ``cluster.precompute`` spreads the same units over Ray actors. An utterance that ends
+the encoder's process ends the command here; over Ray, with ``actors=1`` too, it is found and quarantined.
 """
 
 from __future__ import annotations
@@ -196,13 +197,7 @@ def _encode_units(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit], sp
             for event in events:
                 meter.add(event)
                 tally.add(event)
-    rows = list(quarantine.rows_of(place, [unit.part for unit in units]).values())
-    if rows:
-        num = len({u.id for unit in units for u in unit.utterances})
-        print(
-            f"{place.uri}: {len(rows)} of {num} utterances quarantined ({quarantine.by_reason(rows)})",
-            flush=True,
-        )
+    tally.report()
 
 
 def _log_file(cfg: PrecomputeConfig) -> Path | None:

@@ -68,6 +68,15 @@ class Tally:
             return
         self._require()
 
+    def report(self) -> None:
+        """Print what is quarantined, once every unit is done."""
+        if self._count:
+            reasons = by_reason(rows_of(self._place, sorted(self._done)).values())
+            print(
+                f"{self._place.uri}: {self._count} of {self._num_utterances} utterances quarantined ({reasons})",
+                flush=True,
+            )
+
     def _require(self) -> None:
         barred = [asdict(row) for rows in self._barred.values() for row in rows]
         if self._count + len(barred) > self._share * self._num_utterances:
