@@ -135,7 +135,7 @@ class Dispatch:
             self._ray.kill(slot.actor)
         except Exception as why:  # it is gone
             del why
-        yield Incident("death", slot.worker, units=slot.units)
+        yield Incident("death", slot.worker, units=slot.units, detail=_how(error))
         outcome = self._outcome(error)
         if not slot.is_loaded:
             self._failed_starts += outcome is Outcome.CRASHED
@@ -192,6 +192,11 @@ class Dispatch:
     def _send(self, slot: _Slot, what: Unit | Step, ref: Any) -> None:
         self._flying[ref] = _Call(slot, what)
         slot.units += 1
+
+
+def _how(error: Exception) -> str:
+    """What Ray says happened: the first sentence of its message's last line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1].partition(". ")[0]
 
 
 def _is_of_the_node(error: Exception) -> bool:

@@ -33,6 +33,8 @@ class Incident:
     """What the driver was at work in all."""
     units: int = 0
     """What a process that ended had at hand, and is begun again."""
+    detail: str = ""
+    """How it ended."""
 
 
 Event = Receipt | Incident
@@ -65,7 +67,9 @@ class Meter:
             self.dispatch_s += event.seconds
         else:
             self.incidents[event.kind] += 1
-            more = {"row": asdict(event.row)} if event.row else {"units": event.units}
+            more: dict[str, Any] = {"row": asdict(event.row)} if event.row else {}
+            if event.kind == "death":
+                more = {"units": event.units, "detail": event.detail}
             self._write({"event": event.kind, "worker": event.worker, "part": event.part, **more})
         now = time.monotonic()
         if now - self._shown > (0.2 if self._live else 10.0):

@@ -91,6 +91,8 @@ def run(cfg: PrecomputeConfig, spread: Spread, encoders: int = 1) -> None:
     contract = describe(cfg, manifest.manifest_hash(utterances))
     if shards.is_complete(place):
         shards.require_same(contract, _described(place, contract), place.uri, "give another out folder")
+    if cfg.requeue or not shards.is_complete(place):
+        shards.open_set(place, contract | environment(cfg))
     units = requeue.with_rounds(place, manifest.cut_units(utterances, cfg.unit_utterances), cfg.unit_utterances)
     if cfg.requeue:
         units += requeue.begin(place, units, cfg.unit_utterances)

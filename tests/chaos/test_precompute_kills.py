@@ -22,9 +22,9 @@ pytestmark = pytest.mark.chaos
 
 KILLS = {"worker": 70, "node": 15, "driver": 15}
 UTTERANCES, PER_UNIT = 240, 2
-UNIT_S = 0.5
+UNIT_S = 1.0
 """What a unit takes at least."""
-SPACING = (1, 5)
+SPACING = (1, 3)
 """Parts that are finished between two kills: on few cores, processes that start take longer than several units."""
 BOUND_S = 240.0
 """Seconds in which a job that nobody disturbs goes on, and ends."""
@@ -84,7 +84,7 @@ def test_a_hundred_kills_change_no_byte(encoder_folder: Path, tmp_path: Path, cl
         try:
             while todo and not job.is_over:
                 target = parts(job.out) + rng.randint(*SPACING)
-                wait_until(lambda: parts(job.out) >= target or job.is_over, BOUND_S)
+                wait_until(lambda target=target: parts(job.out) >= target or job.is_over, BOUND_S)
                 time.sleep(rng.uniform(0, UNIT_S))
                 if not job.is_over and strike(todo[-1], job, cluster, rng):
                     todo.pop()

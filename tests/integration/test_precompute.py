@@ -131,6 +131,9 @@ def test_a_run_above_the_share_stops_at_once_and_goes_on_when_the_corpus_is_mend
     assert 3 <= parts(out) <= 3 + UNITS_AHEAD  # those at hand are still committed
     with pytest.raises(UserError, match="1 of 30 utterances are quarantined"):
         run(mine, lambda cfg, units: pytest.fail("it is certain already"))
+    with pytest.raises(UserError, match="layer is 2 there, but 1 is asked for"):
+        run(replace(mine, requeue=True, encoder=replace(mine.encoder, layer=1)), in_this_process)
+    assert not list(out.glob("requeue*"))
     os.rename(folder / "away", folder / "audio/004.flac")
     run(replace(mine, requeue=True), in_this_process)
     assert parts(out) == NUM_PARTS + 1

@@ -33,7 +33,7 @@ def test_the_log_has_a_line_a_unit_and_one_at_the_end(tmp_path: Path, now: list[
     log = tmp_path / "log.jsonl"
     with Meter(3600, 2, log) as measured:
         measured.add(receipt(0, "silent", "silent", "too_long"))
-        measured.add(Incident("death", "host:8"))
+        measured.add(Incident("death", "host:8", units=2, detail="its node has died"))
         measured.add(Incident("probe", "host:9", "part-0000001"))
         measured.add(Incident("barred", "host:9", "part-0000001", Quarantined("u", "crashes_encoder", "why")))
         measured.add(receipt(1, "crashes_encoder"))
@@ -47,6 +47,7 @@ def test_the_log_has_a_line_a_unit_and_one_at_the_end(tmp_path: Path, now: list[
     assert [line["event"] for line in (death, probe, barred, second, end)] == [
         "death", "probe", "barred", "unit", "end",
     ]  # fmt: skip
+    assert (death["units"], death["detail"]) == (2, "its node has died")
     assert barred["row"]["id"] == "u"
     assert end["hours"] == pytest.approx(0.2)
     assert (end["times_real_time"], end["encoder_busy_share"], end["dispatch_share"]) == (72.0, 0.3, 0.01)
