@@ -8,48 +8,33 @@ Joins the cluster that RAY_ADDRESS names; without it a Ray of its own starts on 
 from __future__ import annotations
 
 import os
-import sys
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.actors import DecodeActor, EncodingActor
+from cluster.dispatch import Dispatch
+from cluster.gauges import Gauges
 from sm_train import config
-from sm_train.encoding.units import UnitEncoder
-from sm_train.errors import UserError, run_command
-from sm_train.precompute import PrecomputeConfig, make_encoder, run
-from sm_train.records import Receipt, Unit
+from sm_train.errors import run_command
+from sm_train.meter import Event
+from sm_train.precompute import UNITS_AHEAD, PrecomputeConfig, run
+from sm_train.records import Unit
 
-_AHEAD = 2  # units an actor has at hand: one at work and the next
-_PATIENCE_S = 60.0  # after which waiting in vain for a place is said
-_PAUSE_S = 1.0  # before work is given again to an actor that could not be reached
+_DECODE_CALLS = 4  # that a decode actor has at hand
 
 
-class EncodingActor:
-    """One process that encodes units. The encoder is made at the first one, so that its errors come back as errors."""
-
-    def __init__(self, cfg: PrecomputeConfig) -> None:
-        self.cfg = cfg
-        self.encoder: UnitEncoder | None = None
-
-    def ready(self) -> None:
-        """Answers once this actor has a place in the cluster."""
-
-    def encode_unit(self, unit: Unit) -> Receipt:
-        """Encode and commit one part; safe to repeat."""
-        self.encoder = self.encoder or make_encoder(self.cfg)
-        return self.encoder.encode_unit(unit)
-
-
-def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
+def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Generator[Event, None, None]:
     """Encode units on ``cfg.actors`` actors; receipts come in the order of completion."""
     import ray
 
     _connect(ray, cfg)
     try:
-        yield from _work(ray, _with_absolute_paths(cfg), units)
+        gauges = Gauges()
+        for event in _dispatch(ray, _with_absolute_paths(cfg), units).run():
+            gauges.add(event)
+            yield event
     finally:
         ray.shutdown()
 
@@ -61,72 +46,46 @@ def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **quiet)
     else:  # "local" is said explicitly: Ray would otherwise join the latest cluster that anybody started here
-        own = {"num_cpus": cfg.actors * cfg.threads, "object_store_memory": 128 << 20}
+        own = {"num_cpus": cfg.actors * _cpus(cfg) + cfg.decode_actors * cfg.decode_actor_cpus}
+        own["object_store_memory"] = (512 if cfg.decode_actors else 128) << 20
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **own, **quiet)
+
+
+def _cpus(cfg: PrecomputeConfig) -> int:
+    """CPUs of an encoding actor: its threads, and its decoding processes where it has some."""
+    return cfg.threads + (0 if cfg.decode_actors else cfg.decode_workers)
+
+
+def _dispatch(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Dispatch:
+    """Start decode actors, which Ray itself starts again when they die, and say how an encoding actor is started."""
+    decoding = ray.remote(DecodeActor).options(
+        num_cpus=cfg.decode_actor_cpus, max_restarts=-1, max_task_retries=0, max_concurrency=_DECODE_CALLS
+    )
+    decoders = [decoding.remote(cfg.decode_actor_cpus, cfg.decode_timeout_s) for _ in range(cfg.decode_actors)]
+    encoding = ray.remote(EncodingActor).options(
+        num_cpus=_cpus(cfg), num_gpus=cfg.actor_gpus, max_restarts=0, max_task_retries=0,
+        max_concurrency=UNITS_AHEAD, runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cfg.threads)}},
+    )  # fmt: skip
+    wanted = f"{_cpus(cfg)} CPUs and {cfg.actor_gpus:g} GPUs for an encoder"
+    if decoders:
+        wanted += f", or {cfg.decode_actor_cpus} CPUs for a decode actor,"
+    ready = [decoder.ready.remote() for decoder in decoders]
+    return Dispatch(ray, lambda: encoding.remote(cfg, decoders), cfg.actors, wanted, units, ready)
 
 
 def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
     """For actors, whose working folder may be another one; the contract keeps what the config says."""
     folder = Path(cfg.encoder.path)
     encoder = replace(cfg.encoder, path=str(folder.resolve())) if folder.is_dir() else cfg.encoder
-    return replace(cfg, manifest=str(Path(cfg.manifest).resolve()), out=str(Path(cfg.out).resolve()), encoder=encoder)
-
-
-def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
-    """Feed actors that have a place, wait, and send again whatever died with its actor or node."""
-    actor_class = ray.remote(EncodingActor).options(
-        num_cpus=cfg.threads, num_gpus=cfg.actor_gpus, max_restarts=-1, max_task_retries=-1,
-        runtime_env={"env_vars": {"OMP_NUM_THREADS": str(cfg.threads)}},
-    )  # fmt: skip
-    todo, num_done = deque(units), 0
-    placed: set[Any] = set()
-    flying: dict[Any, tuple[Any, Unit | None]] = {}
-
-    def ask_for_a_place(actor: Any) -> None:
-        flying[actor.ready.remote()] = (actor, None)
-
-    for _ in range(min(cfg.actors, len(units))):
-        ask_for_a_place(actor_class.remote(cfg))
-    while num_done < len(units):
-        arrived, _ = ray.wait(list(flying), num_returns=1, timeout=_PATIENCE_S)
-        if not arrived:
-            if not placed:
-                wanted = f"{cfg.threads} CPUs and {cfg.actor_gpus:g} GPUs"
-                print(
-                    f"waiting: no node of the Ray cluster has {wanted} free for an actor", file=sys.stderr, flush=True
-                )
-            continue
-        (ref,) = arrived
-        actor, unit = flying.pop(ref)
-        try:
-            receipt = ray.get(ref)
-        except ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, UserError) else error) from None
-        except ray.exceptions.RayActorError as error:
-            time.sleep(_PAUSE_S)
-            if unit:
-                todo.appendleft(unit)
-            if unit is None or actor in placed:
-                placed.discard(actor)
-                died = isinstance(error, ray.exceptions.ActorDiedError)
-                ask_for_a_place(actor_class.remote(cfg) if died else actor)
-        else:
-            if unit is None:
-                placed.add(actor)
-            else:
-                num_done += 1
-                yield receipt
-        for idle in placed:
-            while todo and sum(other is idle for other, _ in flying.values()) < _AHEAD:
-                following = todo.popleft()
-                flying[idle.encode_unit.remote(following)] = (idle, following)
+    out = cfg.out if "://" in cfg.out else str(Path(cfg.out).resolve())
+    return replace(cfg, manifest=str(Path(cfg.manifest).resolve()), out=out, encoder=encoder)
 
 
 def main(argv: list[str]) -> None:
     cfg = config.load(PrecomputeConfig, argv, "cluster.precompute")
     if cfg.encoder.device == "auto":  # the actors' device, not this process's, belongs to the contract
         cfg = replace(cfg, encoder=replace(cfg.encoder, device="cuda" if cfg.actor_gpus else "cpu"))
-    run(cfg, spread)
+    run(cfg, spread, cfg.actors)
 
 
 if __name__ == "__main__":

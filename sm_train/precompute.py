@@ -2,34 +2,38 @@
 
     python -m sm_train.precompute CONFIG.yaml [key=value ...]
 
-One process does everything here; ``cluster.precompute`` spreads the same units over Ray actors.
+One process does everything here; ``cluster.precompute`` spreads the same units over Ray actors. An utterance that ends
+the encoder's process ends the command here; over Ray, with ``actors=1`` too, it is found and quarantined.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sm_train import config
+from sm_train import config, quarantine, requeue
 from sm_train.data import manifest, shards, store
 from sm_train.data.store import Store
 from sm_train.encoding.decode import DecodeConfig
 from sm_train.encoding.decoders import DecodePool, Decoder
 from sm_train.encoding.units import UnitEncoder
-from sm_train.errors import UserError, run_command
+from sm_train.errors import run_command
+from sm_train.meter import LOG, Event, Meter
 from sm_train.models import targets
 from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, SpeechEncoder, pick_device
 from sm_train.models.targets import TargetConfig
 from sm_train.records import Receipt, Unit
-from sm_train.runlog import Progress
 
 UNITS_AHEAD = 3
 """Units that one process has at hand: one that is decoded, one in the encoder, one that is written."""
@@ -49,41 +53,66 @@ class PrecomputeConfig:
     batch_s: float = config.key(120.0, "padded seconds of audio in one forward pass of the encoder")
     max_duration_s: float = config.key(60.0, "longer utterances are quarantined as too_long")
     silence_dbfs: float = config.key(-80.0, "utterances whose loudest sample is not above this are silent")
-    max_quarantined_share: float = config.key(0.01, "the run fails above this share of quarantined utterances")
+    max_quarantined_share: float = config.key(
+        0.01, "the run stops once more than this share is quarantined for certain"
+    )
+    requeue: bool = config.key(False, "run quarantined utterances again, after their audio was mended")
+    log: str = config.key("auto", "file of measurements, a line a unit; auto: log.jsonl in a local set's folder | none")
     threads: int = config.key(1, "CPU threads of one encoder; part of the contract, as it moves last bits")
-    decode_workers: int = config.key(1, "processes that decode audio for one encoder")
+    decode_workers: int = config.key(1, "processes that decode audio beside one encoder")
     decode_timeout_s: float = config.key(60.0, "a decoder that is at one utterance for longer is ended")
     ahead_mb: int = config.key(1024, "decoded, encoded and not yet written data of one encoder; at least a unit goes")
-    actors: int = config.key(2, "cluster.precompute: encoding actors")
+    actors: int = config.key(2, "cluster.precompute: encoding actors; one asks Ray for threads + decode_workers CPUs")
     actor_gpus: float = config.key(0.0, "cluster.precompute: GPUs of one actor, a fraction if several share one")
+    decode_actors: int = config.key(
+        0, "cluster.precompute: actors that decode for all encoders, on any node, in place of decode_workers"
+    )
+    decode_actor_cpus: int = config.key(4, "cluster.precompute: CPUs, and decoding processes, of one of them")
 
     def __post_init__(self) -> None:
-        for name in ("unit_utterances", "batch_s", "threads", "actors", "decode_workers", "decode_timeout_s"):
+        for name in (
+            "unit_utterances", "batch_s", "threads", "actors", "decode_workers", "decode_timeout_s",
+            "decode_actor_cpus",
+        ):  # fmt: skip
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above zero")
 
 
-Spread = Callable[[PrecomputeConfig, Sequence[Unit]], Iterator[Receipt]]
+Spread = Callable[[PrecomputeConfig, Sequence[Unit]], Generator[Event, None, None]]
 
 
-def run(cfg: PrecomputeConfig, spread: Spread) -> None:
-    """Bring the shard set and its target sets to completion: whatever is there already is not done again."""
+def run(cfg: PrecomputeConfig, spread: Spread, encoders: int = 1) -> None:
+    """Bring the shard set and its target sets to completion: whatever is there already is not done again.
+
+    Args:
+        spread: encodes units somewhere.
+        encoders: processes in which it does so.
+    """
     place = store.at(cfg.out)
     utterances = manifest.read_manifest(Path(cfg.manifest))
-    units = manifest.cut_units(utterances, cfg.unit_utterances)
     contract = describe(cfg, manifest.manifest_hash(utterances))
     if shards.is_complete(place):
         shards.require_same(contract, _described(place, contract), place.uri, "give another out folder")
+    if cfg.requeue or not shards.is_complete(place):
+        shards.open_set(place, contract | environment(cfg))
+    units = requeue.with_rounds(place, manifest.cut_units(utterances, cfg.unit_utterances), cfg.unit_utterances)
+    if cfg.requeue:
+        units += requeue.begin(place, units, cfg.unit_utterances)
+    if shards.is_complete(place) and _described(place, {"num_parts": 0}) == {"num_parts": len(units)}:
         print(f"{place.uri}: complete, {len(utterances)} utterances", flush=True)
     else:
         contract |= environment(cfg)
         shards.open_set(place, contract)
         shards.remove_leftovers(place)
-        _encode_units(place, units, lambda todo: spread(cfg, todo))
-        _check_quarantine(cfg, place, units)
+        try:
+            _encode_units(cfg, place, units, spread, encoders)
+        except quarantine.TooManyQuarantined:
+            requeue.end(place)
+            raise
         shards.commit(place, [unit.part for unit in units], contract, "utterances.parquet")
     for target in cfg.targets:
         print(targets.make(target, Path(cfg.out)), flush=True)
+    requeue.end(place)
 
 
 def _described(place: Store, contract: dict[str, Any]) -> dict[str, Any]:
@@ -140,49 +169,47 @@ def make_encoder(cfg: PrecomputeConfig, decoder: Callable[[DecodeConfig], Decode
     return UnitEncoder(encoder, made, store.at(cfg.out), cfg.batch_s, cfg.max_duration_s, cfg.ahead_mb << 20)
 
 
-def in_this_process(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
-    """Encode units in order, some ahead."""
+def in_this_process(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Generator[Receipt, None, None]:
+    """Encode units in order, some ahead. An utterance that ends the encoder's process ends this one."""
     encoder = make_encoder(cfg)
     ahead: deque[Future[Receipt]] = deque()
     try:
         for unit in units:
             ahead.append(encoder.submit(unit))
             if len(ahead) >= UNITS_AHEAD:
-                yield ahead.popleft().result()
+                yield replace(ahead.popleft().result(), worker=this_worker())
         while ahead:
-            yield ahead.popleft().result()
+            yield replace(ahead.popleft().result(), worker=this_worker())
     finally:
         encoder.close()
 
 
-def _encode_units(place: Store, units: Sequence[Unit], receipts: Callable[[Sequence[Unit]], Iterator[Receipt]]) -> None:
-    todo = [unit for unit in units if not shards.is_committed(place, unit.part)]
+def this_worker() -> str:
+    """What this process is called in logs."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def _encode_units(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit], spread: Spread, encoders: int) -> None:
+    begun = set(shards.parts_of(place))
+    done = [unit for unit in units if unit.part in begun and shards.is_committed(place, unit.part)]
+    present = {unit.part for unit in done}
+    todo = [unit for unit in units if unit.part not in present]
+    tally = quarantine.Tally(place, done, todo, cfg.max_quarantined_share)
+    if done:
+        print(f"{place.uri}: {len(done)} of {len(units)} parts are there already", flush=True)
     total_s = sum(u.duration_s for unit in todo for u in unit.utterances)
-    if len(todo) < len(units):
-        print(f"{place.uri}: {len(units) - len(todo)} of {len(units)} parts are there already", flush=True)
-    with Progress("precompute", total_s) as progress:
-        for receipt in receipts(todo) if todo else ():
-            progress.advance(receipt.audio_s, quarantined=receipt.num_quarantined)
+    if todo:
+        with closing(spread(cfg, todo)) as events, Meter(total_s, min(encoders, len(todo)), _log_file(cfg)) as meter:
+            for event in events:
+                meter.add(event)
+                tally.add(event)
+    tally.report()
 
 
-def _check_quarantine(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit]) -> None:
-    rows = [row for unit in units for row in shards.read_part(place, unit.part)["quarantined"]]
-    num_utterances = sum(len(unit.utterances) for unit in units)
-    if not rows:
-        return
-    reasons = ", ".join(f"{count} {reason}" for reason, count in Counter(row["reason"] for row in rows).most_common())
-    print(
-        f"{place.uri}: {len(rows)} of {num_utterances} utterances quarantined ({reasons})",
-        flush=True,
-    )
-    if len(rows) > cfg.max_quarantined_share * num_utterances:
-        first = rows[0]
-        raise UserError(
-            f"{len(rows)} of {num_utterances} utterances are quarantined ({reasons}), above max_quarantined_share "
-            f"{cfg.max_quarantined_share:g}; the first is {first['id']!r}: {first['detail']}. "
-            "Mend the audio files and run again with requeue=true, or raise max_quarantined_share and run "
-            "again (a changed manifest needs another out folder)"
-        )
+def _log_file(cfg: PrecomputeConfig) -> Path | None:
+    if cfg.log == "none" or (cfg.log == "auto" and "://" in cfg.out):
+        return None
+    return Path(cfg.out) / LOG if cfg.log == "auto" else Path(cfg.log)
 
 
 def main(argv: list[str]) -> None:

@@ -86,6 +86,8 @@ class Receipt:
     """From the moment its process took it up, beside the units before it."""
     reasons: tuple[str, ...] = ()
     """Why utterances were quarantined, one code each."""
+    worker: str = ""
+    """The process that did it, host:pid."""
 
 
 class MicroBatch(Protocol):

@@ -1,60 +1,17 @@
-"""What a run says: progress on the terminal, metrics.jsonl and TensorBoard. The only rank-aware printing."""
+"""What a run says: lines on the terminal, metrics.jsonl and TensorBoard. The only rank-aware printing."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, TextIO
 
 from sm_train import files
 
 METRICS = "metrics.jsonl"
-
-
-class Progress:
-    """Audio done, times real time and ETA: a line that rewrites itself on a terminal, a line every 10 s elsewhere."""
-
-    def __init__(self, name: str, total_s: float) -> None:
-        self.name, self.total_s = name, total_s
-        self.done_s, self.quarantined = 0.0, 0
-        self.start = self.last_shown = time.monotonic()
-        self.live = sys.stderr.isatty()
-
-    def advance(self, audio_s: float, quarantined: int = 0) -> None:
-        """Count some finished audio."""
-        self.done_s += audio_s
-        self.quarantined += quarantined
-        now = time.monotonic()
-        if now - self.last_shown > (0.2 if self.live else 10.0):
-            self.last_shown = now
-            self._show()
-
-    def _show(self) -> None:
-        elapsed_s = max(time.monotonic() - self.start, 1e-6)
-        speed = self.done_s / elapsed_s
-        eta_s = max(self.total_s - self.done_s, 0.0) / speed if speed else float("inf")
-        line = (
-            f"{self.name}: {self.done_s / 3600:.2f} of {self.total_s / 3600:.2f} h audio, {speed:.0f}x real time, "
-            f"{self.quarantined} quarantined, ETA {clock(eta_s)}"
-        )
-        print(f"\r{line}\x1b[K" if self.live else line, end="" if self.live else "\n", file=sys.stderr, flush=True)
-
-    def __enter__(self) -> Progress:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.done_s:
-            self._show()
-            if self.live:
-                print(file=sys.stderr)
 
 
 def clock(seconds: float) -> str:

@@ -132,7 +132,8 @@ def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table
     """Join the parts of a set, on which nobody works any more, and complete it: ``dataset.json`` is written last.
 
     A set that was complete and has got more parts is openly incomplete while this runs. An utterance that one part
-    quarantined and a later one holds is committed; one that several quarantined is as the last one says.
+    quarantined and a later one holds is committed; one that several quarantined is as the last one says, its attempts
+    added up.
 
     Raises:
         UserError: no sample is in any part, or two parts state different facts.
@@ -154,7 +155,9 @@ def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table
                 rows = [{"ordinal": num_rows + i, **row, "part": part} for i, row in enumerate(done["rows"])]
                 tables.append(pa.Table.from_pylist(rows))
                 num_rows += len(rows)
-            bad |= {row["id"]: row for row in done["quarantined"]}
+            for row in done["quarantined"]:
+                attempts = bad.get(row["id"], {"attempts": 0})["attempts"]
+                bad[row["id"]] = {**row, "attempts": attempts + row["attempts"]}
             for row in done["rows"]:
                 bad.pop(row["id"], None)
             part_hashes[part] = mds.digest(done_bytes)

@@ -69,7 +69,7 @@ def job(folder: Path, out: Path, **changes: Any) -> PrecomputeConfig:
     manifest = folder / "manifest.jsonl"
     if not manifest.exists():
         builders.write_manifest(manifest, rows)
-    settings: dict[str, Any] = {"unit_utterances": 2, "max_quarantined_share": 0.9, **changes}
+    settings: dict[str, Any] = {"unit_utterances": 2, "max_quarantined_share": 0.9, "log": "none", **changes}
     return PrecomputeConfig(str(manifest), str(out), EncoderConfig(path="tones"), **settings)
 
 

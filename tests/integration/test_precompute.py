@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,11 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from sm_train import config
 from sm_train.data import shards
 from sm_train.errors import UserError
-from sm_train.precompute import PrecomputeConfig, in_this_process, run
-from sm_train.records import Receipt
+from sm_train.precompute import UNITS_AHEAD, PrecomputeConfig, in_this_process, run
 from tests import builders
-from tests.integration.precompute_jobs import command_file, hashes, parts, start
+from tests.integration.precompute_jobs import NUM_PARTS, command_file, hashes, parts, run_killed, start
 
 # --- finished ------------------------------------------------------------------------------------------------------
 
@@ -113,14 +112,15 @@ def test_each_bad_utterance_is_quarantined_and_no_other_changes_a_bit(
     assert {(row["id"], row["xxh3"]) for row in found} <= {(row["id"], row["xxh3"]) for row in clean}
 
 
-def test_a_run_above_the_share_fails_and_goes_on_when_the_corpus_is_mended(
-    cfg: PrecomputeConfig, reference: dict[str, str], manifest: Path, tmp_path: Path
+def test_a_run_above_the_share_stops_at_once_and_goes_on_when_the_corpus_is_mended(
+    cfg: PrecomputeConfig, manifest: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "corpus"
     shutil.copytree(manifest.parent, folder)
     os.rename(folder / "audio/004.flac", folder / "away")
     out = tmp_path / "set"
-    file = command_file(replace(cfg, manifest=str(folder / "manifest.parquet"), out=str(out)), tmp_path)
+    mine = replace(cfg, manifest=str(folder / "manifest.parquet"), out=str(out), targets=[])
+    file = command_file(mine, tmp_path)
     done = builders.run_module("sm_train.precompute", file)
     assert done.returncode == 2
     (line,) = [line for line in done.stderr.splitlines() if not line.startswith("precompute:")]
@@ -128,12 +128,95 @@ def test_a_run_above_the_share_fails_and_goes_on_when_the_corpus_is_mended(
         "error: 1 of 30 utterances are quarantined (1 missing_audio), above max_quarantined_share 0.01"
     )
     assert "'utt-004'" in line
+    assert 3 <= parts(out) <= 3 + UNITS_AHEAD  # those at hand are still committed
+    with pytest.raises(UserError, match="1 of 30 utterances are quarantined"):
+        run(mine, lambda cfg, units: pytest.fail("it is certain already"))
+    with pytest.raises(UserError, match="layer is 2 there, but 1 is asked for"):
+        run(replace(mine, requeue=True, encoder=replace(mine.encoder, layer=1)), in_this_process)
+    assert not list(out.glob("requeue*"))
     os.rename(folder / "away", folder / "audio/004.flac")
-    mended = replace(config.load(PrecomputeConfig, [str(file)], "program"), retry_quarantined=True)
-    encoded: list[Receipt] = []
-    run(mended, lambda cfg, units: (encoded.append(r) or r for r in in_this_process(cfg, units)))
-    assert [receipt.part for receipt in encoded] == ["part-0000002"]
-    assert hashes(out) == reference
+    run(replace(mine, requeue=True), in_this_process)
+    assert parts(out) == NUM_PARTS + 1
+    assert pq.read_table(out / shards.QUARANTINE).num_rows == 0
+    found = shards.read_table(out, "utterances.parquet").to_pylist()
+    assert {row["id"]: row["part"] for row in found}["utt-004"] == f"part-{NUM_PARTS:07d}"
+    assert len(found) == 30
+
+
+# --- mended and run again ------------------------------------------------------------------------------------------
+
+
+def test_what_is_mended_is_appended_and_what_fails_again_is_counted(
+    cfg: PrecomputeConfig, spoilt: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = replace(cfg, manifest=str(spoilt), out=str(tmp_path / "set"), targets=[], max_quarantined_share=0.2)
+    out = tmp_path / "set"
+
+    def bad() -> dict[str, int]:
+        return {row["id"]: row["attempts"] for row in pq.read_table(out / shards.QUARANTINE).to_pylist()}
+
+    run(mine, in_this_process)
+    assert bad() == {"utt-003": 1, "utt-011": 1, "utt-012": 1, "utt-029": 1}
+    before = {name: h for name, h in hashes(out).items() if name.startswith("part-")}
+    mend(spoilt, 3, 12, 29)
+    run(replace(mine, requeue=True), in_this_process)
+    assert bad() == {"utt-011": 2}
+    assert before.items() <= hashes(out).items()
+    found = shards.read_table(out, "utterances.parquet").to_pylist()
+    assert [row["id"] for row in found[-3:]] == ["utt-003", "utt-012", "utt-029"]
+    assert [row["ordinal"] for row in found] == list(range(29))
+    after = hashes(out)
+    capsys.readouterr()
+    run(mine, lambda cfg, units: pytest.fail("nothing is to be done"))
+    assert "complete, 30 utterances" in capsys.readouterr().out
+    assert hashes(out) == after
+
+    run(replace(mine, requeue=True), in_this_process)
+    assert bad() == {"utt-011": 3}
+    mend(spoilt, 11)
+    run(replace(mine, requeue=True), in_this_process)
+    assert bad() == {}
+    assert len(shards.read_table(out, "utterances.parquet")) == 30
+    run(replace(mine, requeue=True), lambda cfg, units: pytest.fail("nothing is quarantined"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_killed_round_is_finished_by_whichever_run_comes_next(
+    cfg: PrecomputeConfig, spoilt: Path, tmp_path: Path, seed: int
+) -> None:
+    mine = replace(cfg, manifest=str(spoilt), out=str(tmp_path / "set"), targets=[], max_quarantined_share=0.2)
+    run(mine, in_this_process)
+    shutil.copytree(tmp_path / "set", tmp_path / "undisturbed")
+    mend(spoilt, 3, 12)
+    run(replace(mine, out=str(tmp_path / "undisturbed"), requeue=True), in_this_process)
+    wanted, rng, kills = hashes(tmp_path / "undisturbed"), random.Random(seed), 0
+    assert run_killed(replace(mine, requeue=True), at_call=rng.randint(1, 34))
+    begun = (tmp_path / "set/requeue-0001.json").exists()
+    while run_killed(replace(mine, requeue=not begun or rng.random() < 0.5), at_call=rng.randint(4, 34)):
+        kills += 1
+        begun = (tmp_path / "set/requeue-0001.json").exists()
+        if kills == 4:
+            run(replace(mine, requeue=not begun), in_this_process)
+            break
+    assert hashes(tmp_path / "set") == wanted
+
+
+@pytest.fixture
+def spoilt(manifest: Path, tmp_path: Path) -> Path:
+    """The manifest of a copy of the corpus that lacks four files."""
+    folder = tmp_path / "corpus"
+    shutil.copytree(manifest.parent, folder)
+    for i in (3, 11, 12, 29):
+        (folder / f"audio/{i:03d}.flac").rename(folder / f"audio/{i:03d}.away")
+    return folder / "manifest.parquet"
+
+
+def mend(manifest: Path, *numbers: int) -> None:
+    for i in numbers:
+        (manifest.parent / f"audio/{i:03d}.away").rename(manifest.parent / f"audio/{i:03d}.flac")
+
+
+# --- mistakes ------------------------------------------------------------------------------------------------------
 
 
 def test_each_mistake_is_one_line_and_exit_code_2(cfg: PrecomputeConfig, manifest: Path, tmp_path: Path) -> None:

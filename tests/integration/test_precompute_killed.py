@@ -1,57 +1,18 @@
-"""Precompute killed at any moment, in one process and over Ray: no byte of the result changes."""
+"""Precompute in one process, killed at any moment: no byte of the result changes."""
 
 from __future__ import annotations
 
 import os
 import random
-import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from sm_train.data import shards
 from sm_train.precompute import PrecomputeConfig, in_this_process, run
 from tests import builders
-from tests.integration.precompute_jobs import NUM_PARTS, command_file, hashes, parts, start, wait_until
-
-# --- killed -------------------------------------------------------------------------------------------------------
-
-
-def run_killed(cfg: PrecomputeConfig, at_call: int) -> bool:
-    """Run in a fork that SIGKILLs itself just before its n-th sync or rename; returns whether it was killed."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-            os.dup2(1, 2)
-            _die_at_call(at_call)
-            run(cfg, in_this_process)
-            code = 0
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
-
-
-def _die_at_call(at_call: int) -> None:
-    calls = 0
-
-    def counting(real: Callable[..., object]) -> Callable[..., object]:
-        def counted(*args: object) -> object:
-            nonlocal calls
-            calls += 1
-            if calls == at_call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args)
-
-        return counted
-
-    os.fsync, os.rename, os.replace = map(counting, (os.fsync, os.rename, os.replace))
+from tests.integration.precompute_jobs import NUM_PARTS, command_file, hashes, parts, run_killed, start, wait_until
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
@@ -111,76 +72,3 @@ def test_a_killed_command_goes_on_where_it_stopped(
     assert again.returncode == 0, again.stderr
     assert "parts are there already" in again.stdout
     assert hashes(out) == reference
-
-
-# --- over Ray ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def no_ray_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-def family(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def end_all(helpers: list[psutil.Process]) -> None:
-    """Whatever could still write must end by itself; Ray's own agents notice the death of a driver late."""
-    writers = [process for process in helpers if process.is_running() and "Agent" not in process.name()]
-    _, left = psutil.wait_procs(writers, timeout=30)
-    assert not left
-    for process in helpers:
-        if process.is_running():
-            process.kill()
-
-
-def actors_of(pid: int) -> list[psutil.Process]:
-    found = []
-    for process in family(pid):
-        try:
-            found += [process] if "EncodingActor" in " ".join(process.cmdline()) else []
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
-@pytest.mark.slow
-def test_two_ray_actors_make_the_same_bytes_though_driver_and_worker_are_killed(
-    cfg: PrecomputeConfig, reference: dict[str, str], tmp_path: Path, no_ray_address: None
-) -> None:
-    out, file = tmp_path / "set", command_file(cfg, tmp_path)
-    driver = start("cluster.precompute", file, f"out={out}")
-    wait_until(lambda: parts(out) >= 2 or driver.poll() is not None)
-    helpers = family(driver.pid)
-    driver.kill()
-    driver.communicate()
-    assert 2 <= parts(out) < NUM_PARTS - 3
-    end_all(helpers)
-
-    before = parts(out)
-    driver = start("cluster.precompute", file, f"out={out}")
-    wait_until(lambda: len(actors_of(driver.pid)) == 2 or driver.poll() is not None)
-    workers = actors_of(driver.pid)
-    wait_until(lambda: parts(out) > before or driver.poll() is not None)
-    workers[0].kill()
-    assert parts(out) < NUM_PARTS
-    helpers = family(driver.pid)
-    _, err = driver.communicate(timeout=240)
-    assert driver.returncode == 0, err
-    assert "Traceback" not in err
-    assert hashes(out) == reference
-    _, left = psutil.wait_procs(helpers, timeout=30)
-    assert not left
-
-
-@pytest.mark.slow
-def test_a_users_mistake_in_an_actor_is_one_line_in_the_driver(
-    cfg: PrecomputeConfig, tmp_path: Path, no_ray_address: None
-) -> None:
-    done = builders.run_module(
-        "cluster.precompute", command_file(cfg, tmp_path), f"out={tmp_path / 'set'}", "encoder.layer=9"
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    own = [line for line in done.stderr.splitlines() if "task_manager.cc" not in line]  # Ray's, on a busy machine
-    assert own == [f"error: speech encoder {cfg.encoder.path} has hidden_states[0] to [3]; layer is 9"]

@@ -45,17 +45,6 @@ def test_tensorboard_that_cannot_write_any_more_costs_no_line(
     assert capsys.readouterr().out.count("events cannot be written any more: No space left on device") == 1
 
 
-def test_progress_shows_a_line_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
-    with runlog.Progress("precompute", total_s=7200.0) as progress:
-        progress.advance(3600.0, quarantined=2)
-    err = capsys.readouterr().err
-    assert "precompute: 1.00 of 2.00 h audio" in err
-    assert "2 quarantined" in err
-    with runlog.Progress("nothing", total_s=0.0):
-        pass
-    assert capsys.readouterr().err == ""
-
-
 def test_clock() -> None:
     assert [runlog.clock(s) for s in (0, 61.9, 3661, float("inf"))] == ["0:00:00", "0:01:01", "1:01:01", "?"]
 
