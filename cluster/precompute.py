@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sm_train import config
+from sm_train.data import store
 from sm_train.encoding.units import UnitEncoder
 from sm_train.errors import UserError, run_command
 from sm_train.precompute import PrecomputeConfig, make_encoder, run
@@ -69,7 +70,7 @@ def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
     """For actors, whose working folder may be another one; the contract keeps what the config says."""
     folder = Path(cfg.encoder.path)
     encoder = replace(cfg.encoder, path=str(folder.resolve())) if folder.is_dir() else cfg.encoder
-    return replace(cfg, manifest=str(Path(cfg.manifest).resolve()), out=str(Path(cfg.out).resolve()), encoder=encoder)
+    return replace(cfg, manifest=store.absolute(cfg.manifest), out=store.absolute(cfg.out), encoder=encoder)
 
 
 def _work(ray: Any, cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:

@@ -11,15 +11,16 @@ import json
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from sm_train import config
-from sm_train.data import manifest, shards, store
+from sm_train.data import manifest, owner, remote_sets, shards, store
 from sm_train.data.store import Store
 from sm_train.encoding.decode import DecodeConfig
 from sm_train.encoding.decoders import DecodePool
@@ -28,7 +29,7 @@ from sm_train.errors import UserError, run_command
 from sm_train.models import targets
 from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, SpeechEncoder, pick_device
 from sm_train.models.targets import TargetConfig
-from sm_train.records import Receipt, Unit
+from sm_train.records import Receipt, Unit, Utterance
 from sm_train.runlog import Progress
 
 UNITS_AHEAD = 3
@@ -39,8 +40,10 @@ UNITS_AHEAD = 3
 class PrecomputeConfig:
     """A shard set: which audio, through which encoder, for which LLMs."""
 
-    manifest: str = config.key(config.REQUIRED, "Parquet or JSONL manifest; relative audio paths start at its folder")
-    out: str = config.key(config.REQUIRED, "folder of the shard set")
+    manifest: str = config.key(
+        config.REQUIRED, "Parquet or JSONL manifest, or its address; relative audio starts at its folder"
+    )
+    out: str = config.key(config.REQUIRED, "the shard set: a folder, s3://bucket/prefix or gs://bucket/prefix")
     encoder: EncoderConfig = config.key(EncoderConfig(), "the frozen speech encoder")
     targets: list[TargetConfig] = config.key([], "the LLMs: a list of {name, llm, revision, pad_token, normaliser}")
     unit_utterances: int = config.key(256, "consecutive utterances that become one part")
@@ -67,9 +70,22 @@ Spread = Callable[[PrecomputeConfig, Sequence[Unit]], Iterator[Receipt]]
 def run(cfg: PrecomputeConfig, spread: Spread) -> None:
     """Bring the shard set and its target sets to completion: whatever is there already is not done again."""
     place = store.at(cfg.out)
-    utterances = manifest.read_manifest(Path(cfg.manifest))
-    units = manifest.cut_units(utterances, cfg.unit_utterances)
+    utterances = manifest.read_manifest(cfg.manifest)
     contract = describe(cfg, manifest.manifest_hash(utterances))
+    has_work = owner.is_left(place) or not all(map(shards.is_complete, _sets(cfg)))
+    with owner.hold(place) if has_work else nullcontext(place) as held:
+        _complete(cfg, spread, held, utterances, contract)
+
+
+def _sets(cfg: PrecomputeConfig) -> list[Store]:
+    """The shard set and its target sets."""
+    return [store.at(at) for at in (cfg.out, *(f"{cfg.out.rstrip('/')}/targets/{t.name}" for t in cfg.targets))]
+
+
+def _complete(
+    cfg: PrecomputeConfig, spread: Spread, place: Store, utterances: Sequence[Utterance], contract: dict[str, Any]
+) -> None:
+    units = manifest.cut_units(utterances, cfg.unit_utterances)
     if shards.is_complete(place):
         shards.require_same(contract, _described(place, contract), place.uri, "give another out folder")
         print(f"{place.uri}: complete, {len(utterances)} utterances", flush=True)
@@ -81,7 +97,7 @@ def run(cfg: PrecomputeConfig, spread: Spread) -> None:
         _check_quarantine(cfg, place, units)
         shards.commit(place, [unit.part for unit in units], contract, "utterances.parquet")
     for target in cfg.targets:
-        built = targets.build(target, Path(cfg.out))
+        built = remote_sets.with_local_copy(place, target.name, partial(targets.build, target))
         print(f"{cfg.out}/targets/{target.name}: {'built' if built else 'complete'}", flush=True)
 
 
@@ -126,7 +142,7 @@ def make_encoder(cfg: PrecomputeConfig, decoder: Callable[[DecodeConfig], Decode
     torch.set_num_threads(cfg.threads)
     encoder = SpeechEncoder(cfg.encoder)
     decoding = DecodeConfig(
-        str(Path(cfg.manifest).resolve().parent),
+        manifest.root_of(cfg.manifest),
         cfg.max_duration_s,
         cfg.silence_dbfs,
         encoder.shortest_samples,
