@@ -168,7 +168,8 @@ def in_this_process(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Re
 
 
 def _encode_units(place: Store, units: Sequence[Unit], receipts: Callable[[Sequence[Unit]], Iterator[Receipt]]) -> None:
-    todo = [unit for unit in units if not shards.is_committed(place, unit.part)]
+    done = shards.committed(place, [unit.part for unit in units])
+    todo = [unit for unit in units if unit.part not in done]
     total_s = sum(u.duration_s for unit in todo for u in unit.utterances)
     if len(todo) < len(units):
         print(f"{place.uri}: {len(units) - len(todo)} of {len(units)} parts are there already", flush=True)
@@ -178,7 +179,7 @@ def _encode_units(place: Store, units: Sequence[Unit], receipts: Callable[[Seque
 
 
 def _check_quarantine(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit]) -> None:
-    rows = [row for unit in units for row in shards.read_part(place, unit.part)["quarantined"]]
+    rows = [row for part in shards.read_parts(place, [unit.part for unit in units]) for row in part["quarantined"]]
     num_utterances = sum(len(unit.utterances) for unit in units)
     if not rows:
         return

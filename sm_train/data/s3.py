@@ -7,6 +7,7 @@ Every error is an OSError in one line with the storage's code, for :meth:`sm_tra
 from __future__ import annotations
 
 import functools
+import os
 import re
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +46,7 @@ def _call(what: Callable[[Any], object]) -> str:
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
     try:
-        what(_client())
+        what(_client(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")))
     except ClientError as error:
         return str(error.response.get("Error", {}).get("Code") or "unknown")
     except NoCredentialsError:
@@ -56,12 +57,12 @@ def _call(what: Callable[[Any], object]) -> str:
 
 
 @functools.cache
-def _client() -> Any:
+def _client(endpoint: str | None) -> Any:
     import boto3
     from botocore.config import Config
 
     settings = Config(connect_timeout=_CONNECT_S, read_timeout=_SILENT_S, retries={"total_max_attempts": 1})
-    return boto3.client("s3", config=settings)
+    return boto3.client("s3", endpoint_url=endpoint, config=settings)
 
 
 def _name(code: str) -> str:
