@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib import request
 
 import pytest
 from pyarrow import fs
@@ -38,6 +39,9 @@ def s3_server(patch: pytest.MonkeyPatch) -> Iterator[fs.S3FileSystem]:
     }.items():  # fmt: skip
         patch.setenv(name, value)
     try:
+        request.urlopen(
+            f"http://{host}:{port}/moto-api/reset", data=b""
+        ).close()  # all servers of a process share state
         storage = fs.S3FileSystem(endpoint_override=f"http://{host}:{port}", allow_bucket_creation=True)
         storage.create_dir("bucket")
         yield storage

@@ -183,7 +183,8 @@ class Remote:
         reason, attempt, end = "", 0, time.monotonic() + _PATIENCE_S
         where = f"{self.uri}/{name}".rstrip("/")
         while attempt < _ATTEMPTS and (attempt == 0 or time.monotonic() < end):
-            time.sleep(_PAUSE_S * 2 ** (attempt - 1) if attempt else 0)
+            if attempt:
+                time.sleep(_PAUSE_S * 2 ** (attempt - 1))
             attempt += 1
             try:
                 return action()
@@ -203,13 +204,13 @@ class Remote:
 def _amazon(uri: str) -> tuple[fs.FileSystem, str]:
     """A file system that uploads small files in one request, and gives up a connection that carries nothing.
 
-    An address cannot say the latter, so the file system is made anew from the options that it would be pickled with.
+    An address cannot say that, so the file system is made anew from the options that it would be pickled with.
     """
-    found, path = fs.FileSystem.from_uri(f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true")
+    found, path = fs.FileSystem.from_uri(uri)
     make, (options,) = found.__reduce__()
     retries = fs.AwsStandardS3RetryStrategy(max_attempts=_REQUESTS)
     timeouts = {"connect_timeout": _CONNECT_S, "request_timeout": _SILENT_S}
-    return make({**options, **timeouts, "retry_strategy": retries}), path
+    return make({**options, **timeouts, "allow_delayed_open": True, "retry_strategy": retries}), path
 
 
 def _google(place: str) -> tuple[fs.FileSystem, str]:

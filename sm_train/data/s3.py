@@ -62,7 +62,7 @@ def _client(endpoint: str | None) -> Any:
     from botocore.config import Config
 
     settings = Config(connect_timeout=_CONNECT_S, read_timeout=_SILENT_S, retries={"total_max_attempts": 1})
-    return boto3.client("s3", endpoint_url=endpoint, config=settings)
+    return boto3.Session().client("s3", endpoint_url=endpoint, config=settings)
 
 
 def _name(code: str) -> str:
