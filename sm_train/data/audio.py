@@ -6,6 +6,7 @@ Shape letters: S samples.
 from __future__ import annotations
 
 import functools
+import time
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ import soxr
 from numpy.typing import NDArray
 
 from sm_train.data.store import Absent
+from sm_train.errors import UserError
 from sm_train.records import Utterance
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ TOLERANCE_S = 0.1
 
 OBJECT_LIMIT_BYTES = 1 << 30
 """A larger object of a remote storage is not fetched, as it is decoded from memory."""
+
+_GIVEN_UP_S = 30.0
+_given_up: dict[str, tuple[float, str]] = {}  # buckets that did not answer, until when, and what is said of them
 
 
 class BadAudio(Exception):
@@ -81,7 +86,12 @@ def load(path: Path | str, start_s: float = 0.0, duration_s: float = 0.0) -> NDA
 
 @functools.lru_cache(maxsize=1)  # the utterances of a long recording follow each other
 def _fetch(address: str) -> bytes:
-    remote, name = _remote_of(address)
+    scheme, _, rest = address.partition("://")
+    bucket, _, name = rest.partition("/")
+    uri = f"{scheme}://{bucket}"
+    if uri in _given_up and time.monotonic() < _given_up[uri][0]:
+        raise UserError(_given_up[uri][1])
+    remote = _open_bucket(uri)
     try:
         size = remote.size(name)
         if size > OBJECT_LIMIT_BYTES:
@@ -91,12 +101,9 @@ def _fetch(address: str) -> bytes:
     except Absent:
         remote.require_bucket()
         raise BadAudio("missing_audio", f"{address} does not exist") from None
-
-
-def _remote_of(address: str) -> tuple[Remote, str]:
-    scheme, _, rest = address.partition("://")
-    bucket, _, name = rest.partition("/")
-    return _open_bucket(f"{scheme}://{bucket}"), name
+    except UserError as error:
+        _given_up[uri] = time.monotonic() + _GIVEN_UP_S, str(error)
+        raise
 
 
 @functools.cache

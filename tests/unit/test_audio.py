@@ -94,7 +94,14 @@ def test_rows_are_refused_for_what_they_hold(tmp_path: Path) -> None:
     assert check("absent.wav", duration_s=1e9) == "too_long"  # by the manifest: nothing that long is ever decoded
 
 
-def test_objects_are_decoded_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def fresh_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "_given_up", {})
+    for cache in (audio._open_bucket, audio._fetch):
+        cache.cache_clear()
+
+
+def test_objects_are_decoded_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_storage: None) -> None:
     monkeypatch.setattr("sm_train.data.remote._PAUSE_S", 0.001)
     corpus = tmp_path / "corpus"
     (corpus / "audio").mkdir(parents=True)
@@ -102,8 +109,6 @@ def test_objects_are_decoded_as_files_are(tmp_path: Path, monkeypatch: pytest.Mo
     soundfile.write(corpus / "audio/stereo.wav", np.stack([tone(44_100)] * 2, axis=1), 44_100)
     (corpus / "audio/noise.flac").write_bytes(np.random.default_rng(0).bytes(5000))
     (corpus / "audio/none.flac").write_bytes(b"")
-    audio._open_bucket.cache_clear()
-    audio._fetch.cache_clear()
 
     def load(name: str, root: str = "s3://bucket/c", duration_s: float = 1.0) -> np.ndarray | str:
         utterance = Utterance(**builders.row("u", name, duration_s, "hello"))
@@ -132,10 +137,11 @@ def test_objects_are_decoded_as_files_are(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_storage_that_fails_is_tried_again_and_then_stops_the_job(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_storage: None
 ) -> None:
     monkeypatch.setattr("sm_train.data.remote._PAUSE_S", 0.001)
     soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
+    address, asked = "s3://bucket/c/a.wav", []
     with storage.s3_server(monkeypatch) as server:
         storage.upload(server, tmp_path, "bucket/c")
         for faults in (["503"], ["cut_down", "500"], ["", "", "cut_down"]):
@@ -143,12 +149,17 @@ def test_a_storage_that_fails_is_tried_again_and_then_stops_the_job(
             audio._fetch.cache_clear()
             plan = iter(faults)
             with storage.bad_connection(monkeypatch, lambda *_, plan=plan: next(plan, "")):
-                assert np.array_equal(audio.load("s3://bucket/c/a.wav"), audio.load(tmp_path / "a.wav"))
+                assert np.array_equal(audio.load(address), audio.load(tmp_path / "a.wav"))
         audio._open_bucket.cache_clear()
         audio._fetch.cache_clear()
-        with (
-            storage.bad_connection(monkeypatch, lambda *_: "503"),
-            pytest.raises(UserError, match=r"s3://bucket/c/a.wav cannot be fetched, 4 attempts failed: .*503"),
-        ):
-            audio.load("s3://bucket/c/a.wav")
-    audio._open_bucket.cache_clear()
+        with storage.bad_connection(monkeypatch, lambda *_: asked.append(1) or "503"):
+            for _ in range(5):  # it is not asked again for every utterance that is on its way
+                with pytest.raises(UserError, match=rf"{address} cannot be fetched, 4 attempts failed: .*503"):
+                    audio.load(address)
+        assert len(asked) == 8
+        monkeypatch.setattr(audio, "_GIVEN_UP_S", 0)
+        audio._given_up.clear()
+        with pytest.raises(UserError, match="cannot be fetched"):
+            audio.load(address)  # nobody listens there any more
+        audio._open_bucket.cache_clear()
+        assert np.array_equal(audio.load(address), audio.load(tmp_path / "a.wav"))
