@@ -124,15 +124,13 @@ def test_of_those_that_start_at_once_one_holds_and_the_others_say_so(drivers: Dr
 
 def test_the_lease_of_a_killed_driver_is_taken_at_once(drivers: Drivers, uri: str) -> None:
     drivers.touch("start")
-    drivers.start("a", beat_s=1000)
+    drivers.start("a", beat_s=1000)  # so that waiting for its heartbeats would be the end of this test
     drivers.say("a", "ready")
     drivers.say("a", "holds")
     drivers.all["a"].kill()  # and nobody asks for its exit code
-    begun = time.monotonic()
     drivers.start("b")
     drivers.say("b", "ready")
     drivers.say("b", "holds")
-    assert time.monotonic() - begun < 1000
     assert "000002.json" in leases(uri)
     drivers.touch("go")
     assert drivers.all["b"].wait() == 0
