@@ -17,6 +17,7 @@ from cluster.actors import DecodeActor, EncodingActor
 from cluster.dispatch import Dispatch
 from cluster.gauges import Gauges
 from sm_train import config
+from sm_train.data import store
 from sm_train.errors import run_command
 from sm_train.meter import Event
 from sm_train.precompute import UNITS_AHEAD, PrecomputeConfig, run
@@ -77,8 +78,7 @@ def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
     """For actors, whose working folder may be another one; the contract keeps what the config says."""
     folder = Path(cfg.encoder.path)
     encoder = replace(cfg.encoder, path=str(folder.resolve())) if folder.is_dir() else cfg.encoder
-    out = cfg.out if "://" in cfg.out else str(Path(cfg.out).resolve())
-    return replace(cfg, manifest=str(Path(cfg.manifest).resolve()), out=out, encoder=encoder)
+    return replace(cfg, manifest=store.absolute(cfg.manifest), out=store.absolute(cfg.out), encoder=encoder)
 
 
 def main(argv: list[str]) -> None:

@@ -10,9 +10,11 @@ same contract is left alone, or extended to the utterances that its shard set ha
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from sm_train.data.shards import DATASET
+from sm_train.data import owner, remote_sets, shards, store
+from sm_train.data.store import Store
 from sm_train.errors import UserError, run_command
 from sm_train.models import targets, tasks
 from sm_train.models.target_parts import STORES
@@ -27,19 +29,25 @@ def main(argv: list[str]) -> None:
     for name in _OF_LLM:
         if not asked.llm and getattr(asked, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} says how targets are made; give their LLM with --llm")
-    _require_set(asked.shard_set)
-    if asked.llm:
-        print(targets.make(_target_config(asked), asked.shard_set), flush=True)
-    if asked.instructions:
-        name = asked.name or _only_target_set(asked.shard_set)
-        print(tasks.build(asked.shard_set, name, asked.instructions), flush=True)
+    place = store.at(asked.shard_set)
+    if not shards.is_complete(place):
+        raise UserError(f"shard set {place.uri} does not exist, or is not complete")
+    llm = _target_config(asked) if asked.llm else None
+    name = llm.name if llm else asked.name or _only_target_set(place)
+    with owner.hold(place) as held:
+        if llm:
+            said = remote_sets.with_local_copy(held, name, partial(targets.make, llm))
+            print(f"{place.uri}/targets/{name}: {said}", flush=True)
+        if files := asked.instructions:
+            said = remote_sets.with_local_copy(held, name, lambda folder: tasks.build(folder, name, files))
+            print(f"{place.uri}/targets/{name}: {said}", flush=True)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "python -m cluster.retarget", description=__doc__.splitlines()[0], allow_abbrev=False
     )
-    parser.add_argument("shard_set", type=Path, help="folder of a complete shard set")
+    parser.add_argument("shard_set", help="a complete shard set: a folder, or its address")
     parser.add_argument("--name", help="the target set: a new name with --llm; else may be left out where there is one")
     parser.add_argument("--llm", help="folder or hub repository of an LLM; without it only tasks are written")
     parser.add_argument("--revision", help="hub revision to pin")
@@ -63,17 +71,12 @@ def _target_config(asked: argparse.Namespace) -> targets.TargetConfig:
         raise UserError(str(error)) from None
 
 
-def _require_set(shard_set: Path) -> None:
-    if not (shard_set / DATASET).exists():
-        raise UserError(f"shard set {shard_set} does not exist, or is not complete")
-
-
-def _only_target_set(shard_set: Path) -> str:
-    names = sorted(path.parent.name for path in (shard_set / "targets").glob(f"*/{DATASET}"))
+def _only_target_set(place: Store) -> str:
+    names = [name for name in place.names("targets") if place.exists(f"targets/{name}/{shards.DATASET}")]
     if not names:
-        raise UserError(f"shard set {shard_set} has no target set; give its LLM with --llm and a name with --name")
+        raise UserError(f"shard set {place.uri} has no target set; give its LLM with --llm and a name with --name")
     if len(names) > 1:
-        raise UserError(f"shard set {shard_set} has {len(names)} target sets ({', '.join(names)}); choose with --name")
+        raise UserError(f"shard set {place.uri} has {len(names)} target sets ({', '.join(names)}); choose with --name")
     return names[0]
 
 

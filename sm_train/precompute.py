@@ -14,8 +14,9 @@ import socket
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 
 from sm_train import config, quarantine, requeue
-from sm_train.data import manifest, shards, store
+from sm_train.data import manifest, owner, remote_sets, shards, store
 from sm_train.data.store import Store
 from sm_train.encoding.decode import DecodeConfig
 from sm_train.encoding.decoders import DecodePool, Decoder
@@ -33,7 +34,7 @@ from sm_train.meter import LOG, Event, Meter
 from sm_train.models import targets
 from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, SpeechEncoder, pick_device
 from sm_train.models.targets import TargetConfig
-from sm_train.records import Receipt, Unit
+from sm_train.records import Receipt, Unit, Utterance
 
 UNITS_AHEAD = 3
 """Units that one process has at hand: one that is decoded, one in the encoder, one that is written."""
@@ -43,8 +44,10 @@ UNITS_AHEAD = 3
 class PrecomputeConfig:
     """A shard set: which audio, through which encoder, for which LLMs."""
 
-    manifest: str = config.key(config.REQUIRED, "Parquet or JSONL manifest; relative audio paths start at its folder")
-    out: str = config.key(config.REQUIRED, "folder of the shard set")
+    manifest: str = config.key(
+        config.REQUIRED, "Parquet or JSONL manifest, or its address; relative audio starts at its folder"
+    )
+    out: str = config.key(config.REQUIRED, "the shard set: a folder, s3://bucket/prefix or gs://bucket/prefix")
     encoder: EncoderConfig = config.key(EncoderConfig(), "the frozen speech encoder")
     targets: list[TargetConfig] = config.key(
         [], "the LLMs: a list of {name, llm, revision, pad_token, normaliser, store}"
@@ -89,8 +92,30 @@ def run(cfg: PrecomputeConfig, spread: Spread, encoders: int = 1) -> None:
         encoders: processes in which it does so.
     """
     place = store.at(cfg.out)
-    utterances = manifest.read_manifest(Path(cfg.manifest))
+    utterances = manifest.read_manifest(cfg.manifest)
     contract = describe(cfg, manifest.manifest_hash(utterances))
+    has_work = cfg.requeue or owner.is_left(place) or not _is_whole(cfg, place)
+    with owner.hold(place) if has_work else nullcontext(place) as held:
+        _bring_to_completion(cfg, spread, encoders, held, utterances, contract)
+
+
+def _is_whole(cfg: PrecomputeConfig, place: Store) -> bool:
+    """Whether the shard set is complete, and each target set covers it."""
+    if not shards.is_complete(place):
+        return False
+    count = _described(place, {"num_committed": 0})["num_committed"]
+    for target in cfg.targets:
+        name = f"targets/{target.name}/{shards.DATASET}"
+        covers = json.loads(place.read(name)).get("covers", {}) if place.exists(name) else {}
+        if covers.get("num_utterances") != count:
+            return False
+    return True
+
+
+def _bring_to_completion(
+    cfg: PrecomputeConfig, spread: Spread, encoders: int, place: Store, utterances: Sequence[Utterance],
+    contract: dict[str, Any],
+) -> None:  # fmt: skip
     if shards.is_complete(place):
         shards.require_same(contract, _described(place, contract), place.uri, "give another out folder")
     if cfg.requeue or not shards.is_complete(place):
@@ -111,7 +136,8 @@ def run(cfg: PrecomputeConfig, spread: Spread, encoders: int = 1) -> None:
             raise
         shards.commit(place, [unit.part for unit in units], contract, "utterances.parquet")
     for target in cfg.targets:
-        print(targets.make(target, Path(cfg.out)), flush=True)
+        said = remote_sets.with_local_copy(place, target.name, partial(targets.make, target))
+        print(f"{cfg.out}/targets/{target.name}: {said}", flush=True)
     requeue.end(place)
 
 
@@ -158,7 +184,7 @@ def make_encoder(cfg: PrecomputeConfig, decoder: Callable[[DecodeConfig], Decode
     encoder = SpeechEncoder(cfg.encoder)
     encoder.check_alone_equals_padded()
     decoding = DecodeConfig(
-        str(Path(cfg.manifest).resolve().parent),
+        manifest.root_of(cfg.manifest),
         cfg.max_duration_s,
         cfg.silence_dbfs,
         encoder.shortest_samples,
@@ -190,9 +216,8 @@ def this_worker() -> str:
 
 
 def _encode_units(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit], spread: Spread, encoders: int) -> None:
-    begun = set(shards.parts_of(place))
-    done = [unit for unit in units if unit.part in begun and shards.is_committed(place, unit.part)]
-    present = {unit.part for unit in done}
+    present = set(shards.committed(place, [unit.part for unit in units]))
+    done = [unit for unit in units if unit.part in present]
     todo = [unit for unit in units if unit.part not in present]
     tally = quarantine.Tally(place, done, todo, cfg.max_quarantined_share)
     if done:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -14,8 +13,6 @@ from sm_train.errors import UserError
 from sm_train.meter import Event
 from sm_train.records import Quarantined, Receipt, Unit
 
-_READERS = 16  # small files fetched side by side
-
 
 class TooManyQuarantined(UserError):
     """A larger share of the manifest is quarantined than is allowed."""
@@ -24,11 +21,10 @@ class TooManyQuarantined(UserError):
 def rows_of(place: Store, parts: Iterable[str]) -> dict[str, dict[str, Any]]:
     """What committed parts say together, by id: one that a later part holds is out, the last word on others counts."""
     rows: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(_READERS) as pool:
-        for done in pool.map(lambda part: shards.read_part(place, part), parts):
-            rows |= {row["id"]: row for row in done["quarantined"]}
-            for row in done["rows"]:
-                rows.pop(row["id"], None)
+    for done in shards.read_parts(place, list(parts)):
+        rows |= {row["id"]: row for row in done["quarantined"]}
+        for row in done["rows"]:
+            rows.pop(row["id"], None)
     return rows
 
 

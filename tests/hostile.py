@@ -274,7 +274,7 @@ def embedding_of_another_width(w: World) -> str:
     save_file(tensors, path)
     dataset = files.read_json(root / shards.DATASET)
     files.write_json(root / shards.DATASET, {**dataset, "embedding_hash": tensors_hash(tensors)})
-    _ = str(check_targets(w.shard_set, "tiny", [], {}, 1, Progress().advance).problems[0])
+    _ = str(check_targets(w.shard_set, "tiny", [], 1, Progress().advance).problems[0])
     return refused(lambda: TargetSet(w.shard_set, "tiny"))
 
 

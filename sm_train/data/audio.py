@@ -5,21 +5,36 @@ Shape letters: S samples.
 
 from __future__ import annotations
 
+import functools
+import time
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from sm_train.data.store import Absent
+from sm_train.errors import UserError
 from sm_train.records import Utterance
+
+if TYPE_CHECKING:
+    from sm_train.data.remote import Remote
 
 SAMPLE_RATE_HZ = 16_000
 TOLERANCE_S = 0.1
 """A file may be this much shorter than the manifest says before it counts as truncated."""
 _LONGEST_S = 30 * 24 * 3600
 _NOT_OF_LIBSNDFILE = {".m4a", ".mp4", ".aac", ".wma", ".amr", ".webm"}
+
+OBJECT_LIMIT_BYTES = 1 << 30
+"""A larger object of a remote storage is not fetched, as it is decoded from memory."""
+
+_GIVEN_UP_S = 30.0
+_given_up: dict[str, tuple[float, str]] = {}  # buckets that did not answer, until when, and what is said of them
 
 
 class BadAudio(Exception):
@@ -65,15 +80,7 @@ def info(path: Path) -> Header:
     return header
 
 
-def load(path: Path, start_s: float = 0.0, duration_s: float = 0.0) -> NDArray[np.float32]:
-    """Read a segment of a file as mono at 16 kHz; ``duration_s`` 0 means up to the end.
-
-    Returns:
-        Samples [S] in [-1, 1].
-
-    Raises:
-        BadAudio: missing_audio, undecodable, truncated, empty_audio or non_finite.
-    """
+def _local(path: Path) -> Path:
     try:
         is_file = path.is_file()
     except OSError as error:  # as a name that is too long, or a folder that is closed to us
@@ -82,8 +89,25 @@ def load(path: Path, start_s: float = 0.0, duration_s: float = 0.0) -> NDArray[n
         raise BadAudio("missing_audio", f"{path} does not exist, or is no file")
     if path.suffix.lower() == ".raw":  # taken by its name, and without a rate
         raise BadAudio("undecodable", f"{path}: audio without a header has no sample rate; give WAV or FLAC")
+    return path
+
+
+def load(path: Path | str, start_s: float = 0.0, duration_s: float = 0.0) -> NDArray[np.float32]:
+    """Read a segment of a file as mono at 16 kHz; ``duration_s`` 0 means up to the end.
+
+    Args:
+        path: a file, or the address of an object (s3://bucket/key), which is fetched into memory.
+
+    Returns:
+        Samples [S] in [-1, 1].
+
+    Raises:
+        BadAudio: missing_audio, undecodable, truncated, empty_audio or non_finite; too_large for an object.
+        UserError: the storage of an address cannot be reached.
+    """
+    source = BytesIO(_fetch(path)) if isinstance(path, str) and "://" in path else _local(Path(path))
     try:
-        with soundfile.SoundFile(path) as file:
+        with soundfile.SoundFile(source) as file:
             rate_hz = file.samplerate
             first = round(start_s * rate_hz)
             wanted = round(duration_s * rate_hz) if duration_s > 0 else max(file.frames - first, 0)
@@ -107,6 +131,44 @@ def load(path: Path, start_s: float = 0.0, duration_s: float = 0.0) -> NDArray[n
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
+@functools.lru_cache(maxsize=1)  # the utterances of a long recording follow each other
+def _fetch(address: str) -> bytes:
+    scheme, _, rest = address.partition("://")
+    bucket, _, name = rest.partition("/")
+    uri = f"{scheme}://{bucket}"
+    if uri in _given_up and time.monotonic() < _given_up[uri][0]:
+        raise UserError(_given_up[uri][1])
+    remote = _open_bucket(uri)
+    try:
+        size = remote.size(name)
+        if size > OBJECT_LIMIT_BYTES:
+            limit = f"{OBJECT_LIMIT_BYTES >> 20} MB of an object"
+            raise BadAudio("too_large", f"{address} has {size >> 20} MB; {limit} can be decoded: cut it into pieces")
+        return remote.read(name)
+    except Absent:
+        remote.require_bucket()
+        raise BadAudio("missing_audio", f"{address} does not exist") from None
+    except UserError as error:
+        _given_up[uri] = time.monotonic() + _GIVEN_UP_S, str(error)
+        raise
+
+
+@functools.cache
+def _open_bucket(uri: str) -> Remote:
+    from sm_train.data.remote import Remote  # and with it Arrow's file systems
+
+    return Remote(uri)
+
+
+def _place(audio: str, root: Path | str) -> Path | str:
+    """Where a manifest's audio lies: an address, or a path."""
+    if "://" in audio:
+        return audio
+    if isinstance(root, str) and "://" in root and not audio.startswith("/"):
+        return f"{root.rstrip('/')}/{audio}"
+    return Path(root) / audio
+
+
 def _refuse_silence(samples_S: NDArray[np.float32], silence_dbfs: float) -> None:
     peak = float(np.abs(samples_S).max())
     if peak <= 10 ** (silence_dbfs / 20):
@@ -116,7 +178,7 @@ def _refuse_silence(samples_S: NDArray[np.float32], silence_dbfs: float) -> None
 def load_utterance(
     utterance: Utterance, root: Path | str, max_duration_s: float, silence_dbfs: float
 ) -> NDArray[np.float32]:
-    """The checked samples [S] of a manifest row; relative paths start at ``root``.
+    """The checked samples [S] of a manifest row; relative paths start at ``root``, a folder or an address.
 
     Raises:
         BadAudio: empty_text, too_long, what :func:`load` raises, or silent.
@@ -125,6 +187,6 @@ def load_utterance(
         raise BadAudio("empty_text", "the manifest gives no text")
     if utterance.duration_s > max_duration_s:
         raise BadAudio("too_long", f"{utterance.duration_s:.2f} s is above max_duration_s {max_duration_s:g}")
-    samples_S = load(Path(root) / utterance.audio, utterance.start_s, utterance.duration_s)
+    samples_S = load(_place(utterance.audio, root), utterance.start_s, utterance.duration_s)
     _refuse_silence(samples_S, silence_dbfs)
     return samples_S

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sm_train.data.store import Absent
 from sm_train.errors import UserError
 from sm_train.records import Task, Unit, Utterance
 
@@ -24,8 +26,18 @@ _LONGEST_ID = 1000
 _LONGEST_S = 1e7  # of a recording: four months
 
 
-def read_manifest(path: Path) -> list[Utterance]:
+def root_of(path: Path | str) -> str:
+    """Where the relative audio paths of a manifest start: its folder, or the prefix of its address."""
+    if "://" in str(path):
+        return str(path).rpartition("/")[0]
+    return str(Path(path).resolve().parent)
+
+
+def read_manifest(path: Path | str) -> list[Utterance]:
     """The utterances of a Parquet or JSONL manifest, in its order.
+
+    Args:
+        path: a file, or its address (s3://bucket/manifest.parquet).
 
     Raises:
         UserError: the file is missing or unreadable, a column is missing, an id is empty or appears twice, a start or
@@ -106,7 +118,7 @@ def cut_units(utterances: Sequence[Utterance], unit_utterances: int) -> list[Uni
     return [Unit(index, tuple(utterances[start : start + unit_utterances])) for index, start in enumerate(starts)]
 
 
-def read_instructions(path: Path) -> list[Task]:
+def read_instructions(path: Path | str) -> list[Task]:
     """The tasks of a Parquet or JSONL instructions file; ``variables`` is a JSON object, or one in a string.
 
     Raises:
@@ -140,42 +152,56 @@ def to_task(row: dict[str, Any], where: str) -> Task:
     return Task(str(row["utterance_id"]), row["task"], texts, str(row["target_lang"] or "en"), str(row["answer"]))
 
 
-def read_rows(path: Path, columns: Sequence[str], optional: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def read_rows(path: Path | str, columns: Sequence[str], optional: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet or JSONL file, these columns alone, those of ``optional`` with their defaults.
 
     Raises:
         UserError: the file is missing or unreadable, or a column is missing.
     """
-    if not path.is_file():
+    with _open(path) as file:
+        rows = _read_jsonl(path, file) if str(path).endswith(".jsonl") else _read_parquet(path, file)
+        for number, row in enumerate(rows, start=1):
+            for name in columns:
+                if name not in row and name not in optional:
+                    raise UserError(f"{path}, row {number}: there is no column {name!r}; there are {', '.join(row)}")
+            yield {name: row.get(name, optional.get(name)) for name in columns}
+
+
+def _open(path: Path | str) -> BinaryIO:
+    """A file, or the bytes of an object."""
+    if "://" in str(path):
+        from sm_train.data.remote import Remote  # and with it Arrow's file systems
+
+        folder, _, name = str(path).rpartition("/")
+        try:
+            return BytesIO(Remote(folder).read(name))
+        except Absent:
+            raise UserError(f"file {path} does not exist") from None
+    if not Path(path).is_file():
         raise UserError(f"file {path} does not exist")
-    for number, row in enumerate(_read_jsonl(path) if path.suffix == ".jsonl" else _read_parquet(path), start=1):
-        for name in columns:
-            if name not in row and name not in optional:
-                raise UserError(f"{path}, row {number}: there is no column {name!r}; there are {', '.join(row)}")
-        yield {name: row.get(name, optional.get(name)) for name in columns}
+    return Path(path).open("rb")
 
 
-def _read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open("rb") as file:
-        lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
-        for number, line in enumerate(lines, start=1):
-            if len(line) == _LONGEST_LINE:
-                raise UserError(f"{path}, line {number}: longer than {_LONGEST_LINE >> 20} MiB; give a row a line")
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}, line {number}: not JSON ({error})") from None
-            if not isinstance(row, dict):
-                raise UserError(f'{path}, line {number}: a JSON object is wanted, as {{"id": ...}}')
-            yield row
+def _read_jsonl(path: Path | str, file: BinaryIO) -> Iterator[dict[str, Any]]:
+    lines = iter(lambda: file.readline(_LONGEST_LINE), b"")
+    for number, line in enumerate(lines, start=1):
+        if len(line) == _LONGEST_LINE:
+            raise UserError(f"{path}, line {number}: longer than {_LONGEST_LINE >> 20} MiB; give a row a line")
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error})") from None
+        if not isinstance(row, dict):
+            raise UserError(f'{path}, line {number}: a JSON object is wanted, as {{"id": ...}}')
+        yield row
 
 
-def _read_parquet(path: Path) -> Iterator[dict[str, Any]]:
+def _read_parquet(path: Path | str, file: BinaryIO) -> Iterator[dict[str, Any]]:
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches():
+        with pq.ParquetFile(file) as table:
+            for batch in table.iter_batches():
                 yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]}") from None

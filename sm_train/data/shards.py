@@ -8,7 +8,7 @@ set complete.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from io import BytesIO
@@ -74,6 +74,16 @@ def is_committed(root: Place, part: str) -> bool:
     return store.at(root).exists(f"{part}/{DONE}")
 
 
+def committed(root: Place, parts: Sequence[str]) -> set[str]:
+    """Those of some parts that are there, whole."""
+    place = store.at(root)
+    begun = set(parts_of(place))
+    asked = [part for part in parts if part in begun]
+    with ThreadPoolExecutor(_READERS) as pool:
+        found = pool.map(lambda part: is_committed(place, part), asked)
+        return {part for part, is_there in zip(asked, found, strict=True) if is_there}
+
+
 def parts_of(root: Place) -> list[str]:
     """The names under which parts are, or begin to be, there."""
     return [name for name in store.at(root).names() if name.startswith(_PART)]
@@ -121,6 +131,13 @@ def _done(data: bytes, where: str) -> dict[str, Any]:
     if not all(isinstance(done.get(name), kind) for name, kind in kinds.items()):
         raise UserError(f"{where}/{DONE} is no part's record: it needs {', '.join(kinds)}; remove the part")
     return done
+
+
+def read_parts(root: Place, parts: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What each of some committed parts says of itself, in their order; several are read side by side."""
+    place = store.at(root)
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(lambda part: read_part(place, part), parts)
 
 
 def remove_leftovers(root: Place) -> None:

@@ -1,6 +1,7 @@
 """Where a shard set lies: a folder, or a prefix of an object store. What is written there is whole or absent.
 
-Names are relative to the set, with slashes. Nothing above this file knows which of the two it is.
+Names are relative to the set, with slashes. Nothing above this file knows which of the two it is: ``at`` opens a
+:class:`Folder` here, or a :class:`sm_train.data.bucket.Bucket`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,16 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from sm_train import files
 from sm_train.errors import UserError
+
+
+class Absent(UserError):
+    """A file is not there, though its storage answers."""
 
 
 class Store(Protocol):
@@ -25,14 +30,15 @@ class Store(Protocol):
         """A small file's bytes.
 
         Raises:
-            UserError: it is not there, or cannot be had.
+            Absent: it is not there.
+            UserError: it cannot be had.
         """
 
     def exists(self, name: str) -> bool:
         """Whether there is a file, or a folder, of that name."""
 
-    def names(self) -> list[str]:
-        """The files and folders right in the set, sorted; unfinished and hidden ones are left out."""
+    def names(self, folder: str = "") -> list[str]:
+        """The files and folders right in the set, or in a folder of it, sorted; hidden ones are left out."""
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, whole or not at all; one that is there gives way."""
@@ -69,9 +75,21 @@ def at(place: Path | str | Store) -> Store:
         return Folder(place)
     if not isinstance(place, str):
         return place
-    if "://" not in place:
+    scheme, separator, rest = place.partition("://")
+    if not separator:
         return Folder(Path(place))
-    raise UserError(f"{place}: sets are written to folders only")
+    if scheme == "file":
+        return Folder(Path(rest))
+    if scheme not in ("s3", "gs"):
+        raise UserError(f"{place}: sets are written to a folder, to s3://bucket/prefix or to gs://bucket/prefix")
+    from sm_train.data.bucket import Bucket  # and with it Arrow's file systems
+
+    return Bucket(place)
+
+
+def absolute(place: str) -> str:
+    """A path, of a set or a manifest, for processes with another working folder; an address stays as it is."""
+    return place if "://" in place else str(Path(place).resolve())
 
 
 class Folder:
@@ -85,15 +103,16 @@ class Folder:
         try:
             return (self.root / name).read_bytes()
         except FileNotFoundError:
-            raise UserError(f"file {self.root / name} does not exist") from None
+            raise Absent(f"file {self.root / name} does not exist") from None
 
     def exists(self, name: str) -> bool:
         """Whether there is a file, or a folder, of that name."""
         return (self.root / name).exists()
 
-    def names(self) -> list[str]:
-        """The files and folders right in the set, sorted; hidden ones are left out."""
-        found: Sequence[str] = os.listdir(self.root) if self.root.is_dir() else ()
+    def names(self, folder: str = "") -> list[str]:
+        """The files and folders right in the set, or in a folder of it, sorted; hidden ones are left out."""
+        path = self.root / folder
+        found: Sequence[str] = os.listdir(path) if path.is_dir() else ()
         return sorted(name for name in found if not name.startswith("."))
 
     def write(self, name: str, data: bytes) -> None:
@@ -143,3 +162,51 @@ class Folder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+class Guarded:
+    """Another store, which is written to only after ``check()``, which raises where that must not be."""
+
+    def __init__(self, place: Store, check: Callable[[], None]) -> None:
+        self._place, self._check, self.uri = place, check, place.uri
+
+    def read(self, name: str) -> bytes:
+        """A small file's bytes."""
+        return self._place.read(name)
+
+    def exists(self, name: str) -> bool:
+        """Whether there is a file, or a folder, of that name."""
+        return self._place.exists(name)
+
+    def names(self, folder: str = "") -> list[str]:
+        """The files and folders right in the set, or in a folder of it."""
+        return self._place.names(folder)
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file."""
+        self._check()
+        self._place.write(name, data)
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Write a file unless there is one of that name."""
+        self._check()
+        return self._place.write_new(name, data)
+
+    def scratch(self, name: str) -> Path:
+        """An absent local path for an unfinished folder."""
+        return self._place.scratch(name)
+
+    def publish(self, aside: Path, name: str, marker: str) -> None:
+        """Let a finished local folder become ``name``."""
+        self._check()
+        self._place.publish(aside, name, marker)
+
+    def remove(self, name: str, marker: str = "") -> None:
+        """Remove a file or a folder."""
+        self._check()
+        self._place.remove(name, marker)
+
+    def sweep(self) -> None:
+        """Remove what killed writers left unfinished."""
+        self._check()
+        self._place.sweep()

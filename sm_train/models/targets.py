@@ -69,7 +69,7 @@ def make(cfg: TargetConfig, shard_set: Path) -> str:
     reasons = Counter(shards.read_table(root, shards.QUARANTINE).column("reason").to_pylist()).most_common()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
     left_out = f", {sum(count for _, count in reasons)} quarantined ({counts})" if reasons else ""
-    return f"{root}: {state}, {files.read_json(root / shards.DATASET)['num_committed']} utterances{left_out}"
+    return f"{state}, {files.read_json(root / shards.DATASET)['num_committed']} utterances{left_out}"
 
 
 def build(cfg: TargetConfig, shard_set: Path) -> bool:

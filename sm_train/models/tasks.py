@@ -42,7 +42,7 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
     asked = {"files": digests, "targets": targets.contract["part_hashes"]}  # a set that was extended may take more
     facts = {"chat": chat.fingerprint, "instructions": config.fingerprint(asked)}
     if tasks_facts(targets.root) == facts:
-        return f"{targets.root}: tasks complete"
+        return "tasks complete"
     ids, ordinals = (targets.table.column(name).to_pylist() for name in ("id", "utterance"))
     ordinal_of = dict(zip(ids, ordinals, strict=True))
     quarantines = [shards.read_table(root, "quarantine.parquet") for root in (shard_set, targets.root)]
@@ -76,7 +76,7 @@ def build(shard_set: Path, name: str, instructions: Sequence[Path]) -> str:
     num_left_out = len(tasks) - len(kept)
     skipped = f"; {num_left_out} left out, their utterances are in quarantine" if num_left_out else ""
     longest = max(map(len, answers))
-    return f"{targets.root}: {len(kept)} tasks ({counts}), answers of up to {longest} tokens{skipped}{replaced}"
+    return f"{len(kept)} tasks ({counts}), answers of up to {longest} tokens{skipped}{replaced}"
 
 
 def _require_covered(targets: TargetSet, shard_set: Path, strangers: Sequence[str]) -> None:

@@ -7,8 +7,9 @@ import pytest
 import soundfile
 
 from sm_train.data import audio
+from sm_train.errors import UserError
 from sm_train.records import Utterance
-from tests import builders
+from tests import builders, storage
 
 
 def tone(rate_hz: int, seconds: float = 1.0) -> np.ndarray:
@@ -111,3 +112,74 @@ def test_a_header_says_how_long_a_file_is_or_why_not(tmp_path: Path) -> None:
             audio.info(tmp_path / name)
         assert error.value.reason == reason
         assert says in str(error.value)
+
+
+@pytest.fixture
+def fresh_storage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audio, "_given_up", {})
+    for cache in (audio._open_bucket, audio._fetch):
+        cache.cache_clear()
+
+
+def test_objects_are_decoded_as_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_storage: None) -> None:
+    monkeypatch.setattr("sm_train.data.remote._PAUSE_S", 0.001)
+    corpus = tmp_path / "corpus"
+    (corpus / "audio").mkdir(parents=True)
+    soundfile.write(corpus / "audio/a b.flac", tone(16_000), 16_000)
+    soundfile.write(corpus / "audio/stereo.wav", np.stack([tone(44_100)] * 2, axis=1), 44_100)
+    (corpus / "audio/noise.flac").write_bytes(np.random.default_rng(0).bytes(5000))
+    (corpus / "audio/none.flac").write_bytes(b"")
+
+    def load(name: str, root: str = "s3://bucket/c", duration_s: float = 1.0) -> np.ndarray | str:
+        utterance = Utterance(**builders.row("u", name, duration_s, "hello"))
+        try:
+            return audio.load_utterance(utterance, root, 60.0, -80.0)
+        except audio.BadAudio as error:
+            return error.reason if name in str(error) else str(error)
+
+    with storage.s3_server(monkeypatch) as server:
+        storage.upload(server, corpus, "bucket/c")
+        for name in ("audio/a b.flac", "audio/stereo.wav"):
+            local = audio.load(corpus / name, 0.0, 1.0)
+            assert np.array_equal(load(name), local)
+            assert np.array_equal(load(f"s3://bucket/c/{name}", root=str(tmp_path)), local)
+            assert np.array_equal(load(str(corpus / name)), local)  # an absolute path stays one
+        assert load("audio/noise.flac") == "undecodable"
+        assert load("audio/none.flac") == "undecodable"
+        assert load("audio/absent.flac") == "missing_audio"
+        assert load("audio") == "missing_audio"
+        assert load("audio/a b.flac", duration_s=2.0) == "truncated"
+        with pytest.raises(UserError, match="s3://nobucket: the bucket does not exist"):
+            load("s3://nobucket/a.flac")
+        monkeypatch.setattr(audio, "OBJECT_LIMIT_BYTES", 1000)
+        audio._fetch.cache_clear()
+        assert load("audio/stereo.wav") == "too_large"
+
+
+def test_a_storage_that_fails_is_tried_again_and_then_stops_the_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_storage: None
+) -> None:
+    monkeypatch.setattr("sm_train.data.remote._PAUSE_S", 0.001)
+    soundfile.write(tmp_path / "a.wav", tone(16_000), 16_000)
+    address, asked = "s3://bucket/c/a.wav", []
+    with storage.s3_server(monkeypatch) as server:
+        storage.upload(server, tmp_path, "bucket/c")
+        for faults in (["503"], ["cut_down", "500"], ["", "", "cut_down"]):
+            audio._open_bucket.cache_clear()
+            audio._fetch.cache_clear()
+            plan = iter(faults)
+            with storage.bad_connection(monkeypatch, lambda *_, plan=plan: next(plan, "")):
+                assert np.array_equal(audio.load(address), audio.load(tmp_path / "a.wav"))
+        audio._open_bucket.cache_clear()
+        audio._fetch.cache_clear()
+        with storage.bad_connection(monkeypatch, lambda *_: asked.append(1) or "503"):
+            for _ in range(5):  # it is not asked again for every utterance that is on its way
+                with pytest.raises(UserError, match=rf"{address} cannot be fetched, 4 attempts failed: .*503"):
+                    audio.load(address)
+        assert len(asked) == 8
+        monkeypatch.setattr(audio, "_GIVEN_UP_S", 0)
+        audio._given_up.clear()
+        with pytest.raises(UserError, match="cannot be fetched"):
+            audio.load(address)  # nobody listens there any more
+        audio._open_bucket.cache_clear()
+        assert np.array_equal(audio.load(address), audio.load(tmp_path / "a.wav"))

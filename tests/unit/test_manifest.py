@@ -9,7 +9,7 @@ import pytest
 
 from sm_train.data import manifest
 from sm_train.errors import UserError
-from tests import builders
+from tests import builders, storage
 
 ROWS = [builders.row(f"u{i}", f"{i}.flac", 1.0 + i / 3, f"text {i} é") for i in range(5)]
 
@@ -125,3 +125,29 @@ def test_an_answer_of_nothing_is_refused(tmp_path: Path, answer: str | None) -> 
     row = {"utterance_id": "u0", "task": "asr", "variables": None, "target_lang": "en", "answer": answer}
     with pytest.raises(UserError, match="row 1: the answer is empty"):
         manifest.read_instructions(builders.write_manifest(tmp_path / "i.jsonl", [row]))
+
+
+def test_manifests_and_instructions_at_an_address(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sm_train.data.remote._PAUSE_S", 0.001)
+    local = [builders.write_manifest(tmp_path / name, ROWS) for name in ("m.parquet", "m.jsonl")]
+    (tmp_path / "bad.jsonl").write_text("{")
+    task = {"utterance_id": "u0", "task": "asr", "variables": None, "target_lang": "en", "answer": "a"}
+    builders.write_manifest(tmp_path / "i.jsonl", [task])
+    with storage.s3_server(monkeypatch) as server:
+        storage.upload(server, tmp_path, "bucket/corpora/one")
+        for path in local:
+            assert manifest.read_manifest(f"s3://bucket/corpora/one/{path.name}") == manifest.read_manifest(path)
+        assert len(manifest.read_instructions("s3://bucket/corpora/one/i.jsonl")) == 1
+        with pytest.raises(UserError, match=r"^s3://bucket/corpora/one/bad.jsonl, line 1: not JSON"):
+            manifest.read_manifest("s3://bucket/corpora/one/bad.jsonl")
+        for absent in ("s3://bucket/corpora/one/m.csv", "s3://nobucket/m.jsonl"):
+            with pytest.raises(UserError, match=f"^file {absent} does not exist$"):
+                manifest.read_manifest(absent)
+
+
+def test_relative_audio_starts_where_the_manifest_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert manifest.root_of("corpus/m.jsonl") == str(tmp_path / "corpus")
+    assert manifest.root_of(tmp_path / "m.jsonl") == str(tmp_path)
+    assert manifest.root_of("s3://bucket/corpora/one/m.jsonl") == "s3://bucket/corpora/one"
+    assert manifest.root_of("s3://bucket/m.jsonl") == "s3://bucket"

@@ -265,11 +265,11 @@ def test_a_set_is_extended_and_nothing_of_it_is_written_again(
 
 def test_the_set_s_own_quarantine_is_told_and_grows_with_it(copied: Path, llm_folder: Path) -> None:
     cfg, root = TargetConfig("a", str(llm_folder)), copied / "targets/a"
-    assert targets.make(cfg, copied) == f"{root}: built, 30 utterances"
+    assert targets.make(cfg, copied) == "built, 30 utterances"
     ids = grow(copied, ["the", "boat " * 90, "bird " * 90, " ?! "], [60, 60, 60, 60])
     says = "31 utterances, 3 quarantined (2 too_many_tokens, 1 empty_text)"
-    assert targets.make(cfg, copied) == f"{root}: extended, {says}"
-    assert targets.make(cfg, copied) == f"{root}: complete, {says}"
+    assert targets.make(cfg, copied) == f"extended, {says}"
+    assert targets.make(cfg, copied) == f"complete, {says}"
     assert pq.read_table(root / "quarantine.parquet").column("id").to_pylist() == ids[1:]
 
 

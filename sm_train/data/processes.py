@@ -1,0 +1,42 @@
+"""Which process left something behind, and whether it is gone: for leases and scratch folders."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+_GONE = ("Z", "X")  # a zombie has ended; nobody has asked for its exit code yet
+
+
+def own() -> str:
+    """This process for good: PID-START-MACHINE, where START tells apart two processes of one pid.
+
+    MACHINE stands for one boot of one kernel and one namespace of pids in it: containers have their own. It is empty
+    where the system does not tell (no /proc), and such a process is never taken for gone.
+    """
+    return f"{os.getpid()}-{_start(os.getpid()) or ''}-{_machine()}"
+
+
+def is_gone(identity: str) -> bool:
+    """Whether a process has certainly ended; False for those of other machines, of which nothing is known."""
+    pid, _, rest = identity.partition("-")
+    start, _, machine = rest.partition("-")
+    return bool(machine) and machine == _machine() and pid.isdigit() and _start(int(pid)) != start
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()
+        return hashlib.sha256(f"{boot} {os.readlink('/proc/self/ns/pid')}".encode()).hexdigest()[:12]
+    except OSError:
+        return ""
+
+
+def _start(pid: int) -> str | None:
+    """Clock ticks from the boot to a process's start; None if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
+    except OSError:
+        return None
+    return None if fields[0].decode() in _GONE else fields[19].decode()
