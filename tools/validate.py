@@ -21,7 +21,6 @@ from pathlib import Path
 from statistics import median
 
 from sm_train.data import audio, manifest
-from sm_train.data.lengths import shortest_samples
 from sm_train.errors import MISTAKEN, UserError, run_command
 from sm_train.prompts import LANGUAGES
 from sm_train.records import Utterance
@@ -30,7 +29,7 @@ from tools.findings import Report
 RATE_FACTOR, RATE_ROWS = 4.0, 20
 """Characters a second beyond this factor of a language's median are odd, where it has so many rows."""
 _BLOCK = 2048
-_POOL = 2  # of the shipped configs
+_SHORTEST_SAMPLES = 2480  # what makes one position behind SeamlessM4T's encoder and a mean over 2 frames
 
 
 def validate(path: Path, instructions: Path | None, max_duration_s: float, workers: int) -> Report:
@@ -102,7 +101,7 @@ def check(
     elif u.start_s + u.duration_s > header.duration_s + audio.TOLERANCE_S:
         wanted_s = u.start_s + u.duration_s
         report.add("quarantined", "truncated", row, f"{u.audio} has {header.duration_s:.3f} s of {wanted_s:.3f} s")
-    elif min(u.duration_s, header.duration_s - u.start_s) * audio.SAMPLE_RATE_HZ < shortest_samples(_POOL):
+    elif min(u.duration_s, header.duration_s - u.start_s) * audio.SAMPLE_RATE_HZ < _SHORTEST_SAMPLES:
         report.add("quarantined", "too_short", row, f"id {u.id!r}: {u.duration_s:.3f} s make no position")
     if isinstance(header, audio.Header):
         if header.sample_rate_hz != audio.SAMPLE_RATE_HZ:

@@ -100,7 +100,12 @@ def encode_again(
 def _config(dataset: Mapping[str, Any], source: Path, encoder: str) -> PrecomputeConfig:
     device = "cuda" if dataset["device_type"] == "cuda" and _has_gpu() else "cpu"
     frozen = EncoderConfig(
-        path=encoder, layer=dataset["layer"], pool=dataset["pool"], dtype=dataset["compute_dtype"], device=device
+        path=encoder,
+        layer=dataset["layer"],
+        pool=dataset["pool"],
+        dtype=dataset["compute_dtype"],
+        device=device,
+        batching=dataset["batching"],
     )
     return PrecomputeConfig(
         manifest=str(source), out="", encoder=frozen, unit_utterances=dataset["unit_utterances"],
