@@ -22,9 +22,9 @@ pytestmark = pytest.mark.chaos
 
 KILLS = {"worker": 70, "node": 15, "driver": 15}
 UTTERANCES, PER_UNIT = 240, 2
-UNIT_S = 1.0
+UNIT_S = 0.5
 """What a unit takes at least."""
-SPACING = (1, 3)
+SPACING = (1, 5)
 """Parts that are finished between two kills: on few cores, processes that start take longer than several units."""
 BOUND_S = 240.0
 """Seconds in which a job that nobody disturbs goes on, and ends."""
