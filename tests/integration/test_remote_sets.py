@@ -102,7 +102,7 @@ def test_a_remote_set_is_the_local_one_and_trains_alike(
     assert found(server) == hashes(local)
     capsys.readouterr()
     run(remote(small), lambda cfg, units: pytest.fail("no part needs encoding"))
-    assert capsys.readouterr().out == f"{OUT}: complete, 30 utterances\n{OUT}/targets/tiny: complete\n"
+    assert capsys.readouterr().out == f"{OUT}: complete, 30 utterances\n{OUT}/targets/tiny: complete, 30 utterances\n"
     root, mirror = locate(OUT, "tiny", str(tmp_path / "cache"), 1.0)
     ours = SpeechItems(root, TargetSet(root, "tiny"), ["train", "dev"], mirror)
     theirs = SpeechItems(local, TargetSet(local, "tiny"), ["train", "dev"])
