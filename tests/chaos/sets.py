@@ -8,7 +8,7 @@ import itertools
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sm_train.data import mds, shards
+from sm_train.data import mds, owner, processes, shards
 from sm_train.encoding.decoders import Decoded
 from sm_train.encoding.units import UnitEncoder
 from sm_train.models.speech import EncoderConfig
@@ -41,11 +41,14 @@ class Tones:
 
 
 class Names:
-    """Stands for decoders: whose audio is called ``bad`` cannot be decoded."""
+    """Stands for decoders: whose audio is called ``bad`` cannot be decoded, unless all audio was mended."""
+
+    def __init__(self, mended: bool) -> None:
+        self.mended = mended
 
     def submit(self, utterance: Utterance) -> Future[Decoded | Quarantined]:
         done: Future[Decoded | Quarantined] = Future()
-        is_bad = utterance.audio == "bad"
+        is_bad = utterance.audio == "bad" and not self.mended
         good = Decoded(np.full(160, len(utterance.id), np.float32), 160)
         done.set_result(Quarantined(utterance.id, "undecodable", "-") if is_bad else good)
         return done
@@ -53,9 +56,9 @@ class Names:
     def close(self) -> None: ...
 
 
-def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Iterator[Receipt]:
-    """Encode units one after the other, in this process and without a model."""
-    encoder = UnitEncoder(Tones(), Names(), Path(cfg.out), cfg.batch_s, cfg.max_duration_s, 1 << 30)  # type: ignore[arg-type]
+def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Generator[Receipt, None, None]:
+    """Encode units one after the other, in this process and without a model; audio is mended before a requeue."""
+    encoder = UnitEncoder(Tones(), Names(cfg.requeue), Path(cfg.out), cfg.batch_s, cfg.max_duration_s, 1 << 30)  # type: ignore[arg-type]
     try:
         for unit in units:
             yield encoder.encode_unit(unit)
@@ -71,6 +74,17 @@ def job(folder: Path, out: Path, **changes: Any) -> PrecomputeConfig:
         builders.write_manifest(manifest, rows)
     settings: dict[str, Any] = {"unit_utterances": 2, "max_quarantined_share": 0.9, "log": "none", **changes}
     return PrecomputeConfig(str(manifest), str(out), EncoderConfig(path="tones"), **settings)
+
+
+def new(folder: Path, root: Path) -> dict[str, Any]:
+    """An empty folder, and what the job asks beside."""
+    return {}
+
+
+def quarantined(folder: Path, root: Path) -> dict[str, Any]:
+    """A complete set, some of whose rows are run again."""
+    run(job(folder, root), spread)
+    return {"requeue": True}
 
 
 @dataclass
@@ -129,10 +143,18 @@ def stops(root: Path, work: Callable[[], object], patch: pytest.MonkeyPatch, tho
         return _Followed(made, follower) if inside and "w" in mode and isinstance(made, io.IOBase) else made
 
     with patch.context() as context:
+        _be_a_driver(context)
+        context.setattr(processes, "own", lambda: f"1-0-{processes._machine()}")  # one that has ended since
         follower.follow(context)
         context.setattr(builtins, "open", opened)
         work()
     return found
+
+
+def _be_a_driver(patch: pytest.MonkeyPatch) -> None:
+    """Hold leases without a heartbeat, whose moment would be chance; a damaged lease is not waited for."""
+    patch.setattr(owner.Lease, "_keep", lambda lease: None)
+    patch.setattr(owner, "BEAT_S", 0.0)
 
 
 def contents(root: Path) -> dict[str, bytes]:
@@ -141,24 +163,24 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def all_recovered(
-    folder: Path, begin: Callable[[Path], object], again: dict[str, Any], patch: pytest.MonkeyPatch, thorough: bool
+    folder: Path, begin: Callable[[Path, Path], dict[str, Any]], patch: pytest.MonkeyPatch, thorough: bool
 ) -> States:
     """Stop the job after every call it makes, in every way, and run it again; AssertionError where that fails.
 
     Args:
-        begin: what the set's folder holds before.
-        again: the config's keys of the job.
+        begin: makes what the set's folder holds before, and says what the job's config asks beside.
         thorough: see :meth:`Disk.after_power_loss`.
     """
     root = folder / "set"
     root.mkdir()
-    begin(root)
+    asked = begin(folder, root)
     before = contents(root)
-    found = stops(root, lambda: run(job(folder, root, **again), spread), patch, thorough)
+    found = stops(root, lambda: run(job(folder, root, **asked), spread), patch, thorough)
     expected = contents(root)
     assert expected != before
     other = os.getpid() + 1
     with patch.context() as context:  # the one that goes on is another process, and its disk is fast
+        _be_a_driver(context)
         context.setattr(os, "getpid", lambda: other)
         context.setattr(os, "fsync", lambda handle: None)
         for number, (call, kind, tree) in enumerate(found.found):
@@ -166,7 +188,7 @@ def all_recovered(
             try:
                 disk.put(tree, put)
                 whole_or_absent(put)
-                run(job(folder, put, **again), spread)
+                run(job(folder, put, **asked), spread)
                 assert contents(put) == expected
             except BaseException as error:
                 error.add_note(f"stopped after {call!r} ({kind}) with {sorted(tree)}")

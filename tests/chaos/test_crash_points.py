@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,13 @@ def test_every_state_is_recovered(
     )
 
 
-def test_every_state_of_a_shard_set_is_recovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = sets.all_recovered(tmp_path, lambda root: None, {}, monkeypatch, thorough=True)
+@pytest.mark.parametrize("begin_set", [sets.new, sets.quarantined])
+def test_every_state_of_a_shard_set_is_recovered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin_set: Callable[[Path, Path], dict[str, Any]]
+) -> None:
+    found = sets.all_recovered(tmp_path, begin_set, monkeypatch, thorough=True)
     kinds = Counter(kind for _, kind, _ in found.found)
     print(
-        f"\nprecompute: {found.calls.total()} calls, {kinds['death']} different folders after a death of the process, "
-        f"{kinds['power']} more after a loss of power"
+        f"\nprecompute, {begin_set.__name__}: {found.calls.total()} calls, {kinds['death']} different folders after a "
+        f"death of the process, {kinds['power']} more after a loss of power"
     )
