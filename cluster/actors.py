@@ -15,8 +15,9 @@ import numpy as np
 
 from sm_train.encoding.decode import DecodeConfig
 from sm_train.encoding.decoders import Decoded, DecodePool
+from sm_train.encoding.settings import PrecomputeConfig
 from sm_train.encoding.units import UnitEncoder
-from sm_train.precompute import PrecomputeConfig, make_encoder, this_worker
+from sm_train.encoding.worker import make_encoder, this_worker
 from sm_train.records import Quarantined, Receipt, Unit, Utterance
 
 _CALL_UTTERANCES = 8  # at most so many go into one call

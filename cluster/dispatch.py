@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.suspects import DEATHS, Inquiry, Outcome, Step
-from sm_train.errors import UserError
+from sm_train.errors import OF_THE_DISK, UserError
 from sm_train.meter import Event, Incident
 from sm_train.precompute import UNITS_AHEAD
 from sm_train.records import Unit
@@ -111,7 +111,9 @@ class Dispatch:
         try:
             answer = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, UserError) else error) from None
+            cause = error.cause
+            is_told = isinstance(cause, UserError) or (isinstance(cause, OSError) and cause.errno in OF_THE_DISK)
+            raise (cause if is_told else error) from None
         except self._losses as error:
             yield from self._lost(slot, call, error)
             return

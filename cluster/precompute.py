@@ -8,6 +8,8 @@ Joins the cluster that RAY_ADDRESS names; without it a Ray of its own starts on 
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from collections.abc import Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,9 +20,11 @@ from cluster.dispatch import Dispatch
 from cluster.gauges import Gauges
 from sm_train import config
 from sm_train.data import store
-from sm_train.errors import run_command
+from sm_train.encoding.settings import PrecomputeConfig
+from sm_train.errors import UserError, run_command
 from sm_train.meter import Event
-from sm_train.precompute import UNITS_AHEAD, PrecomputeConfig, run
+from sm_train.models.speech import pick_device
+from sm_train.precompute import UNITS_AHEAD, run
 from sm_train.records import Unit
 
 _DECODE_CALLS = 4  # that a decode actor has at hand
@@ -31,6 +35,8 @@ def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Generator[Event, Non
     import ray
 
     _connect(ray, cfg)
+    if threading.current_thread() is threading.main_thread():  # Ray has put its own handler
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         gauges = Gauges()
         for event in _dispatch(ray, _with_absolute_paths(cfg), units).run():
@@ -46,7 +52,12 @@ def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
     quiet = {"log_to_driver": False, "logging_level": "error"}
     if address := os.environ.get("RAY_ADDRESS"):
         ray.init(address=address, **quiet)
-    else:  # "local" is said explicitly: Ray would otherwise join the latest cluster that anybody started here
+    else:
+        if cfg.actor_gpus and pick_device("auto") != "cuda":
+            raise UserError(
+                f"actor_gpus is {cfg.actor_gpus:g}, but there is no GPU here; name a cluster by RAY_ADDRESS"
+            )
+        # "local" is said explicitly: Ray would otherwise join the latest cluster that anybody started here
         own = {"num_cpus": cfg.actors * _cpus(cfg) + cfg.decode_actors * cfg.decode_actor_cpus}
         own["object_store_memory"] = (512 if cfg.decode_actors else 128) << 20
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **own, **quiet)
@@ -84,6 +95,8 @@ def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
 def main(argv: list[str]) -> None:
     cfg = config.load(PrecomputeConfig, argv, "cluster.precompute")
     if cfg.encoder.device == "auto":  # the actors' device, not this process's, belongs to the contract
+        if not cfg.actor_gpus and pick_device("auto") == "cuda":
+            raise UserError("actor_gpus is 0, but there is a GPU here: set actor_gpus=1, or encoder.device=cpu")
         cfg = replace(cfg, encoder=replace(cfg.encoder, device="cuda" if cfg.actor_gpus else "cpu"))
     run(cfg, spread, cfg.actors)
 

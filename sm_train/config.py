@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,13 +123,26 @@ def describe(schema: Any, prefix: str = "", chosen: Any = None) -> str:
     return "\n".join(lines)
 
 
+def _at_home(layer: Any) -> Any:
+    """The layer with ``~/`` as a shell would have it: YAML, and key=value, leave it as it is."""
+
+    def expanded(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: expanded(inner) for name, inner in value.items()}
+        if isinstance(value, list):
+            return [expanded(inner) for inner in value]
+        return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
+
+    return OmegaConf.create(expanded(OmegaConf.to_container(layer)))
+
+
 def _build(schema: type[C], layers: list[Any], where: str, words: Sequence[str] = ()) -> C:
     merged = OmegaConf.structured(schema)
     whole = [word.partition("=")[0] for word in words if word.partition("=")[2].lstrip().startswith("{")]
     hints = typing.get_type_hints(schema).items()
     mappings = {name for name, hint in hints if hint is Any or typing.get_origin(hint) is dict}
     try:
-        for number, layer in enumerate(layers):
+        for number, layer in enumerate(map(_at_home, layers)):
             # tasks={st: 1} is all the tasks there are; tasks.st=1 adds to what the file says.
             if number == len(layers) - len(words):
                 with read_write(merged):

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-_OF_THE_DISK = (
+OF_THE_DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTDIR,
 )  # fmt: skip
 
@@ -55,8 +55,11 @@ def run_command(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         print(f"error: {printable(' '.join(str(error).split()))}", file=sys.stderr, flush=True)
         raise SystemExit(MISTAKEN) from None
+    except BrokenPipeError:  # whoever read our lines has left, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except OSError as error:
-        if error.errno not in _OF_THE_DISK:
+        if error.errno not in OF_THE_DISK:
             raise
         print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr, flush=True)
         raise SystemExit(MISTAKEN) from None

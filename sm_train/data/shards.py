@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 
 from sm_train import config, files
 from sm_train.data import mds, store
-from sm_train.data.store import Place
+from sm_train.data.joined import Joined
+from sm_train.data.store import Place, Store
 from sm_train.errors import UserError
 from sm_train.records import Quarantined
 
@@ -107,6 +108,17 @@ def write_part(
         facts: what the writer learned that must be the same for all parts; it joins the set's contract.
     """
     place = store.at(root)
+    try:
+        _write_part(place, part, columns, samples, rows, quarantined, facts)
+    except OSError as error:
+        error.filename = error.filename or place.uri  # a full disk does not say which
+        raise
+
+
+def _write_part(
+    place: Store, part: str, columns: Mapping[str, str], samples: Iterable[Mapping[str, Any]],
+    rows: Sequence[Mapping[str, Any]], quarantined: Sequence[Quarantined], facts: Mapping[str, Any],
+) -> None:  # fmt: skip
     aside = place.scratch(part)
     refs = mds.write(aside, columns, samples)
     done = {
@@ -148,56 +160,49 @@ def remove_leftovers(root: Place) -> None:
 def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table_name: str) -> None:
     """Join the parts of a set, on which nobody works any more, and complete it: ``dataset.json`` is written last.
 
-    A set that was complete and has got more parts is openly incomplete while this runs. An utterance that one part
-    quarantined and a later one holds is committed; one that several quarantined is as the last one says, its attempts
-    added up.
+    A set that was complete and has got more parts is openly incomplete while its tables are written. An utterance that
+    one part quarantined and a later one holds is committed; one that several quarantined is as the last one says, its
+    attempts added up.
 
     Raises:
-        UserError: no sample is in any part, or two parts state different facts.
+        UserError: no sample is in any part, one is in two of them, or two parts state different facts; the set stays
+            as it was.
     """
     place = store.at(root)
     remove_leftovers(place)
-    place.remove(DATASET)
-    tables, bad, shard_entries, part_hashes = [], dict[str, dict[str, Any]](), [], {}
-    facts: dict[str, Any] | None = None
-    num_rows = 0
-    with ThreadPoolExecutor(_READERS) as pool:
-        read = pool.map(lambda part: (place.read(f"{part}/{DONE}"), place.read(f"{part}/index.json")), parts)
-        for part, (done_bytes, index_bytes) in zip(parts, read, strict=True):
-            where = f"{place.uri}/{part}"
-            done = _done(done_bytes, where)
-            facts = done["facts"] if facts is None else facts
-            require_same(facts, done["facts"], where, "remove the part and run the same command again")
-            if done["rows"]:
-                rows = [{"ordinal": num_rows + i, **row, "part": part} for i, row in enumerate(done["rows"])]
-                tables.append(pa.Table.from_pylist(rows))
-                num_rows += len(rows)
-            for row in done["quarantined"]:
-                attempts = bad.get(row["id"], {"attempts": 0})["attempts"]
-                bad[row["id"]] = {**row, "attempts": attempts + row["attempts"]}
-            for row in done["rows"]:
-                bad.pop(row["id"], None)
-            part_hashes[part] = mds.digest(done_bytes)
-            for entry in json.loads(index_bytes)["shards"]:
-                entry["raw_data"]["basename"] = f"{part}/{entry['raw_data']['basename']}"
-                shard_entries.append(entry)
-    quarantined = list(bad.values())
-    if not tables:
+    found = _join(place, parts)
+    quarantined = list(found.quarantined.values())
+    if not found.tables:
         first = f"; the first: {quarantined[0]['id']!r}, {quarantined[0]['detail']}" if quarantined else ""
         raise UserError(f"{place.uri}: all {len(quarantined)} utterances are quarantined{first}")
+    place.remove(DATASET)
     hashes = {}
     for name, table in (
-        (table_name, pa.concat_tables(tables).combine_chunks()),
+        (table_name, pa.concat_tables(found.tables).combine_chunks()),
         (QUARANTINE, pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA)),
     ):
         data = _parquet(table)
         hashes[name] = mds.digest(data)
         place.write(name, data)
-    index = json.dumps({"shards": shard_entries, "version": 2}, sort_keys=True)
+    index = json.dumps({"shards": found.shards, "version": 2}, sort_keys=True)
     place.write("index.json", index.encode())
-    counts = {"num_committed": num_rows, "num_quarantined": len(quarantined), "num_parts": len(parts)}
-    of_parts = {"part_hashes": config.fingerprint(part_hashes), "table_hashes": hashes}
-    place.write(DATASET, files.json_bytes({**contract, **(facts or {}), **counts, **of_parts}))
+    counts = {"num_committed": len(found.part_of), "num_quarantined": len(quarantined), "num_parts": len(parts)}
+    of_parts = {"part_hashes": config.fingerprint(found.part_hashes), "table_hashes": hashes}
+    place.write(DATASET, files.json_bytes({**contract, **found.facts, **counts, **of_parts}))
+
+
+def _join(place: Store, parts: Sequence[str]) -> Joined:
+    found, facts = Joined(place.uri), dict[str, Any]()
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = pool.map(lambda part: (place.read(f"{part}/{DONE}"), place.read(f"{part}/index.json")), parts)
+        for part, (done_bytes, index_bytes) in zip(parts, read, strict=True):
+            where = f"{place.uri}/{part}"
+            done = _done(done_bytes, where)
+            facts = facts or done["facts"]
+            require_same(facts, done["facts"], where, "remove the part and run the same command again")
+            found.add(part, done, mds.digest(done_bytes), json.loads(index_bytes))
+    found.facts = facts
+    return found
 
 
 _QUARANTINE_SCHEMA = pa.schema(

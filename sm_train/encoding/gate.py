@@ -29,9 +29,10 @@ class Gate:
                 return
             if job not in self._inside:
                 self._inside.append(job)
-            self._changed.wait_for(lambda: self._used + size <= self._limit or self._inside[0] is job)
-            self._used += size
-            job.bytes += size
+            self._changed.wait_for(lambda: job not in self._inside or self._has_room(job, size))
+            if job in self._inside:
+                self._used += size
+                job.bytes += size
 
     def leave(self, job: Guest) -> None:
         """Give back all that a job took."""
@@ -40,3 +41,6 @@ class Gate:
                 self._inside.remove(job)
                 self._used -= job.bytes
                 self._changed.notify_all()
+
+    def _has_room(self, job: Guest, size: int) -> bool:
+        return self._used + size <= self._limit or self._inside[0] is job

@@ -12,9 +12,9 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from sm_train.data import shards
@@ -24,6 +24,7 @@ from sm_train.data.store import Place
 from sm_train.encoding.batches import cut_batches
 from sm_train.encoding.decoders import Decoded, Decoder
 from sm_train.encoding.gate import Gate
+from sm_train.encoding.job import Abandoned, Job, row_of
 from sm_train.models.speech import SpeechEncoder
 from sm_train.records import Quarantined, Receipt, Unit, Utterance
 
@@ -31,28 +32,7 @@ _AUDIO_BYTES_S = 64_000  # of decoded audio, or of what the encoder is given ins
 _ROW_BYTES = 2  # of a stored number
 
 
-@dataclass
-class _Job:
-    """One unit under way."""
-
-    unit: Unit
-    future: Future[Receipt]
-    is_probe: bool
-    barred: dict[str, Quarantined]
-    batches_left: int = 0
-    stored: dict[int, NDArray[np.float16]] = field(default_factory=dict)
-    num_samples: dict[int, int] = field(default_factory=dict)
-    bad: dict[int, Quarantined] = field(default_factory=dict)
-    bytes: int = 0
-    busy_s: float = 0.0
-    begun: float = field(default_factory=time.perf_counter)
-
-    @property
-    def audio_s(self) -> float:
-        return sum(u.duration_s for u in self.unit.utterances)
-
-
-_Batch = tuple[_Job, list[int], list[Future[Decoded | Quarantined]]]
+_Batch = tuple[Job, list[int], list[Future[Decoded | Quarantined]]]
 
 
 class UnitEncoder:
@@ -68,18 +48,20 @@ class UnitEncoder:
         batch_s: padded seconds of audio in one forward pass.
         max_duration_s: what an utterance may last; the place of a longer one is that long.
         limit_bytes: what is decoded, encoded and not yet written may take; the oldest unit always goes on.
+        threads: of the encoder.
     """
 
     def __init__(
         self, encoder: SpeechEncoder, decoder: Decoder, root: Place, batch_s: float, max_duration_s: float,
-        limit_bytes: int,
+        limit_bytes: int, threads: int = 1,
     ) -> None:  # fmt: skip
-        self.encoder, self.decoder, self.root = encoder, decoder, root
+        self.encoder, self.decoder, self.root, self.threads = encoder, decoder, root, threads
         self.batch_s, self._longest_samples = batch_s, round(max_duration_s * SAMPLE_RATE_HZ)
         if encoder.longest_samples:
             self._longest_samples = min(self._longest_samples, encoder.longest_samples)
         self._gate = Gate(limit_bytes)
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._open: set[Job] = set()
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._batches: queue.SimpleQueue[_Batch | None] = queue.SimpleQueue()
         self._after = ThreadPoolExecutor(1, thread_name_prefix="write")
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._feed, self._forward)]
@@ -92,7 +74,9 @@ class UnitEncoder:
         Args:
             is_probe: go through the whole unit and write nothing.
         """
-        job = _Job(unit, Future(), is_probe, {row.id: row for row in unit.barred})
+        job = Job(unit, Future(), is_probe, {row.id: row for row in unit.barred})
+        self._open.add(job)
+        job.future.add_done_callback(lambda _: self._open.discard(job))
         self._jobs.put(job)
         return job.future
 
@@ -100,13 +84,18 @@ class UnitEncoder:
         """Encode, write and commit one part, and wait for it."""
         return self.submit(unit).result()
 
-    def close(self) -> None:
-        """Finish what was given, and end."""
+    def close(self, abandon: bool = False) -> None:
+        """Finish what was given, and end; ``abandon``: begin no further batch and write no further part."""
         self._jobs.put(None)
+        if abandon:
+            for job in list(self._open):
+                self._fail(job, Abandoned(f"{job.unit.part} was left, as its run ends"))
+            self.decoder.close(abandon=True)
         for thread in self._threads:
             thread.join()
         self._after.shutdown()
-        self.decoder.close()
+        if not abandon:
+            self.decoder.close()
 
     def _feed(self) -> None:
         """Cut units into batches and have them decoded, as far ahead as there is room."""
@@ -128,7 +117,7 @@ class UnitEncoder:
                 self._fail(job, error)
         self._batches.put(None)
 
-    def _decoded(self, job: _Job, utterance: Utterance) -> Future[Decoded | Quarantined]:
+    def _decoded(self, job: Job, utterance: Utterance) -> Future[Decoded | Quarantined]:
         if barred := job.barred.get(utterance.id):
             future: Future[Decoded | Quarantined] = Future()
             future.set_result(barred)
@@ -141,6 +130,7 @@ class UnitEncoder:
 
     def _forward(self) -> None:
         """Run the encoder, batch by batch."""
+        torch.set_num_threads(self.threads)  # of this thread's own pool, which its first convolution makes
         while work := self._batches.get():
             job, batch, futures = work
             if job.future.done():
@@ -154,7 +144,7 @@ class UnitEncoder:
             except BaseException as error:
                 self._fail(job, error)
 
-    def _encode(self, job: _Job, batch: Sequence[int], places: dict[int, Decoded]) -> dict[int, NDArray[np.float32]]:
+    def _encode(self, job: Job, batch: Sequence[int], places: dict[int, Decoded]) -> dict[int, NDArray[np.float32]]:
         """Features of those utterances of a batch that are there; the others' places are silence.
 
         Where a batch must be of one length, an utterance that the manifest gives another one is encoded alone.
@@ -180,21 +170,24 @@ class UnitEncoder:
     def _silence(self, num_samples: int) -> NDArray[np.float32]:
         return self.encoder.inputs.prepare(np.zeros(num_samples, np.float32))
 
-    def _store(self, job: _Job, places: dict[int, Decoded], feats: dict[int, NDArray[np.float32]]) -> None:
+    def _store(self, job: Job, places: dict[int, Decoded], feats: dict[int, NDArray[np.float32]]) -> None:
         """Keep a batch's features as they are stored; after the last batch, write the part."""
-        for i, feats_TE in feats.items():
-            with np.errstate(over="ignore"):
-                stored_TE = feats_TE.astype(np.float16)
-            if np.isfinite(stored_TE).all():
-                job.stored[i], job.num_samples[i] = stored_TE, places[i].num_samples
-            else:
-                detail = "a feature is not finite as float16"
-                job.bad[i] = Quarantined(job.unit.utterances[i].id, "non_finite", detail)
-        job.batches_left -= 1
-        if job.batches_left == 0 and not job.future.done():
-            self._finish(job)
+        try:
+            for i, feats_TE in feats.items():
+                with np.errstate(over="ignore"):
+                    stored_TE = feats_TE.astype(np.float16)
+                if np.isfinite(stored_TE).all():
+                    job.stored[i], job.num_samples[i] = stored_TE, places[i].num_samples
+                else:
+                    detail = "a feature is not finite as float16"
+                    job.bad[i] = Quarantined(job.unit.utterances[i].id, "non_finite", detail)
+            job.batches_left -= 1
+            if job.batches_left == 0 and not job.future.done():
+                self._finish(job)
+        except BaseException as error:
+            self._fail(job, error)
 
-    def _finish(self, job: _Job) -> None:
+    def _finish(self, job: Job) -> None:
         """Write the part, unless it is there or only probed, and give its receipt."""
         try:
             part, begun = job.unit.part, time.perf_counter()
@@ -214,29 +207,14 @@ class UnitEncoder:
             self._gate.leave(job)
             job.future.set_result(receipt)
 
-    def _write(self, job: _Job) -> None:
+    def _write(self, job: Job) -> None:
         utterances, order = job.unit.utterances, sorted(job.stored)
         samples = ({"id": utterances[i].id, "feats": job.stored[i]} for i in order)
-        rows = [_row(utterances[i], job.num_samples[i], len(job.stored[i])) for i in order]
-        facts = {"encoder_hash": self.encoder.weights_hash, "width": self.encoder.width}
+        rows = [row_of(utterances[i], job.num_samples[i], len(job.stored[i])) for i in order]
         quarantined = [job.bad[i] for i in sorted(job.bad)]
-        shards.write_part(self.root, job.unit.part, FEATS, samples, rows, quarantined, facts)
+        shards.write_part(self.root, job.unit.part, FEATS, samples, rows, quarantined, self.encoder.facts)
 
-    def _fail(self, job: _Job, error: BaseException) -> None:
+    def _fail(self, job: Job, error: BaseException) -> None:
         if not job.future.done():
             job.future.set_exception(error)
         self._gate.leave(job)
-
-
-def _row(utterance: Utterance, num_samples: int, num_frames: int) -> dict[str, object]:
-    return {
-        "id": utterance.id,
-        "split": utterance.split,
-        "lang": utterance.lang,
-        "speaker": utterance.speaker,
-        "duration_s": num_samples / SAMPLE_RATE_HZ,
-        "num_frames": num_frames,
-        "text": utterance.text,
-        "audio": utterance.audio,
-        "start_s": utterance.start_s,
-    }

@@ -30,6 +30,7 @@ from sm_train.models.encoders.whisper import WhisperTrunk
 
 ENCODER_FRAME_RATE_HZ = 50.0
 _MOST_SAMPLES = 1 << 24
+_OF_NO_WEIGHT = ("transformers_version", "_name_or_path", "architectures", "dtype", "torch_dtype")
 _FAMILIES: dict[str, Any] = {
     "seamless_m4t_v2": SeamlessTrunk,
     "wav2vec2-bert": W2vBertTrunk,
@@ -76,6 +77,7 @@ class SpeechEncoder:
         width: E.
         inputs: what makes :meth:`encode`'s arrays of samples; it can be sent to processes that know no torch.
         weights_hash: the xxh3 of the weights in use.
+        settings_hash: of the checkpoint's config and of what makes its inputs.
         shortest_samples: the fewest samples that make one mapper position.
         longest_samples: the most samples that the encoder takes, None for any.
         equal_length: frames would depend on padding, so utterances of different lengths run apart: batches should be
@@ -90,7 +92,8 @@ class SpeechEncoder:
         self.layer, self.pool = encoder.layer, encoder.pool
         self.name = f"speech encoder {encoder.path}"
         folder = checkpoints.resolve(encoder.path, encoder.revision, "speech encoder")
-        family = files.read_json(folder / "config.json").get("model_type")
+        settings = files.read_object(folder / "config.json")
+        family = settings.get("model_type")
         if family not in _FAMILIES:
             raise UserError(f"{self.name}: model_type is {family!r}; it must be one of {', '.join(_FAMILIES)}")
         self.device = device_here(encoder.device)
@@ -102,6 +105,8 @@ class SpeechEncoder:
         if rate_hz != ENCODER_FRAME_RATE_HZ:
             raise UserError(f"{self.name} gives {rate_hz:g} frames a second; only {ENCODER_FRAME_RATE_HZ:g} are known")
         self.weights_hash = tensors_hash(base.read_weights(trunk, folder, self.dtype, self.name))
+        said = {name: value for name, value in settings.items() if name not in _OF_NO_WEIGHT}
+        self.settings_hash = config.fingerprint({"config": said, "inputs": trunk.inputs.to_json()})
         trunk.model.to(self.device).eval().requires_grad_(False)
         if encoder.layer < trunk.num_layers:
             base.end_behind(trunk.layers)
@@ -110,6 +115,11 @@ class SpeechEncoder:
         self.longest_samples = trunk.longest_samples
         self.shortest_samples = bisect_left(range(_MOST_SAMPLES), FRAMES_PER_POSITION, key=self.num_frames)
         self.equal_length = {"padded": False, "equal_length": True}.get(encoder.batching, trunk.minds_padding)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What all parts of a shard set must have in common."""
+        return {"encoder_hash": self.weights_hash, "settings_hash": self.settings_hash, "width": self.width}
 
     def num_frames(self, num_samples: int) -> int:
         """Stored frames of an utterance: the encoder's, pooled."""

@@ -33,7 +33,9 @@ from sm_train.data.target_set import (
 from sm_train.data.text import NORMALISERS
 from sm_train.models import checkpoints
 from sm_train.models.target_parts import STORES, PartWriter
+from sm_train.models.tokenizer import Tokenizer
 
+_MANY = 0.05  # of the utterances, without targets: a warning
 PART_UTTERANCES = 16_384
 _GROWS = ("covers", "extended_at")
 
@@ -60,6 +62,11 @@ class TargetConfig:
             raise ValueError(f"targets: name is {self.name!r}; it must be the name of a folder, without a path")
 
 
+def require_llm(cfg: TargetConfig) -> None:
+    """Raises UserError if the LLM, its tokenizer or its pad are not to be had: cheap, before anything is encoded."""
+    Tokenizer(checkpoints.resolve(cfg.llm, cfg.revision, "LLM"), cfg.pad_token)
+
+
 def make(cfg: TargetConfig, shard_set: Path) -> str:
     """:func:`build`, told in one line for the terminal: what was done, and what is in the set's own quarantine."""
     root = shard_set / "targets" / cfg.name
@@ -68,8 +75,16 @@ def make(cfg: TargetConfig, shard_set: Path) -> str:
     state = "complete" if not wrote else "extended" if was_complete else "built"
     reasons = Counter(shards.read_table(root, shards.QUARANTINE).column("reason").to_pylist()).most_common()
     counts = ", ".join(f"{count} {reason}" for reason, count in reasons)
+    num_committed = files.read_json(root / shards.DATASET)["num_committed"]
+    if reasons and reasons[0][1] > _MANY * num_committed:
+        remedy = (
+            "; a position has room for one token: a smaller encoder.pool makes more"
+            if "tokens" in reasons[0][0]
+            else ""
+        )
+        print(f"warning: {root}: {counts} against {num_committed} utterances with targets{remedy}", flush=True)
     left_out = f", {sum(count for _, count in reasons)} quarantined ({counts})" if reasons else ""
-    return f"{state}, {files.read_json(root / shards.DATASET)['num_committed']} utterances{left_out}"
+    return f"{state}, {num_committed} utterances{left_out}"
 
 
 def build(cfg: TargetConfig, shard_set: Path) -> bool:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -32,7 +32,8 @@ from tests.chaos.disk import Disk, Tree
 class Tones:
     """Stands for an encoder: some numbers that follow from the utterance's own alone."""
 
-    width, frame_rate_hz, equal_length, shortest_samples, weights_hash = 3, 25.0, False, 160, "tones"
+    width, frame_rate_hz, equal_length, shortest_samples = 3, 25.0, False, 160
+    facts: ClassVar[dict[str, Any]] = {"encoder_hash": "tones"}
     longest_samples = None
     inputs = SimpleNamespace(prepare=lambda samples_S: samples_S)
 
@@ -53,7 +54,7 @@ class Names:
         done.set_result(Quarantined(utterance.id, "undecodable", "-") if is_bad else good)
         return done
 
-    def close(self) -> None: ...
+    def close(self, abandon: bool = False) -> None: ...
 
 
 def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Generator[Receipt, None, None]:
@@ -158,8 +159,9 @@ def _be_a_driver(patch: pytest.MonkeyPatch) -> None:
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    """Every file of a set, unfinished and hidden ones included."""
-    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+    """Every file of a set, unfinished and hidden ones included, but for a lease that was being given back."""
+    found = {path.relative_to(root).as_posix(): path for path in sorted(root.rglob("*")) if path.is_file()}
+    return {name: path.read_bytes() for name, path in found.items() if not name.startswith(".aside-removed-.owner-")}
 
 
 def all_recovered(

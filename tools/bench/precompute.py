@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,7 +58,7 @@ class Sleeper:
     """An encoder of a known speed that computes nothing; the sleep leaves the core to others, as a GPU does."""
 
     width, equal_length, frame_rate_hz, shortest_samples, longest_samples = 1024, False, 25.0, 400, None
-    weights_hash = "none"
+    facts: ClassVar[dict[str, int]] = {"width": 1024}
     inputs = SimpleNamespace(prepare=lambda samples_S: samples_S)
 
     def __init__(self, speed: float) -> None:

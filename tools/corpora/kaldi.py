@@ -44,6 +44,9 @@ def _of_folder(folder: Path, split: str, asked: Namespace, skipped: Skipped) -> 
     recordings = _recordings(folder, asked.audio_root or folder, skipped)
     text, speakers, langs = (pairs(folder / name, skipped) for name in ("text", "utt2spk", "utt2lang"))
     pieces = pairs(folder / "segments", skipped) if (folder / "segments").is_file() else None
+    for identity, (_, where) in (recordings if pieces is None else pieces).items():
+        if identity not in text:
+            skipped.add("empty_text", where, f"{identity!r} is not in text")
     for identity, (words, where) in text.items():
         lang, speaker = (found.get(identity, ("", ""))[0] for found in (langs, speakers))
         recording, start_s, duration_s, one_channel = identity, 0.0, None, False

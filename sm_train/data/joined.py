@@ -1,0 +1,56 @@
+"""What the parts of a set say together, one after the other: the rows of its tables, its shards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+
+from sm_train.errors import UserError
+
+
+@dataclass
+class Joined:
+    """Parts so far, in their order."""
+
+    where: str
+    """The set, for messages."""
+    tables: list[pa.Table] = field(default_factory=list)
+    quarantined: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By id: as the last part says that quarantined it, attempts added up; without those that a part holds."""
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    """Entries of the merged MDS index."""
+    part_hashes: dict[str, str] = field(default_factory=dict)
+    part_of: dict[str, str] = field(default_factory=dict)
+    """The part that holds each committed id."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, part: str, done: Mapping[str, Any], digest: str, index: Mapping[str, Any]) -> None:
+        """Take in one more part.
+
+        Args:
+            done: what its ``_DONE.json`` says, and ``digest`` that file's hash.
+            index: its own MDS index.
+
+        Raises:
+            UserError: an utterance is in two parts.
+        """
+        rows = [{"ordinal": len(self.part_of) + i, **row, "part": part} for i, row in enumerate(done["rows"])]
+        if rows:
+            self.tables.append(pa.Table.from_pylist(rows))
+        for row in done["quarantined"]:
+            attempts = self.quarantined.get(row["id"], {"attempts": 0})["attempts"]
+            self.quarantined[row["id"]] = {**row, "attempts": attempts + row["attempts"]}
+        for row in rows:
+            other = self.part_of.setdefault(row["id"], part)
+            if other != part:
+                raise UserError(
+                    f"{self.where}: utterance {row['id']!r} is in {other} and in {part}; remove one of them"
+                )
+            self.quarantined.pop(row["id"], None)
+        self.part_hashes[part] = digest
+        for entry in index["shards"]:
+            raw = {**entry["raw_data"], "basename": f"{part}/{entry['raw_data']['basename']}"}
+            self.shards.append({**entry, "raw_data": raw})
