@@ -4,7 +4,7 @@
 
 Both may be addresses (s3://bucket/manifest.parquet). Rows are streamed, audio headers read by a pool of threads; no
 audio is decoded, so silence and NaN samples are found by precompute alone, and so is what is wrong with audio at an
-address, of which nothing is read. Exit code 0: every row would be committed; 2: some would be refused or quarantined.
+address, of which nothing is read. Exit code 0: every row that was read would be committed; 2: some would be refused or quarantined.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sm_train.data.store import Absent
 from sm_train.errors import MISTAKEN, UserError, run_command
 from sm_train.prompts import LANGUAGES
 from sm_train.records import Utterance
-from tools.findings import Report
+from tools.findings import UNREAD, Report
 
 RATE_FACTOR, RATE_ROWS = 4.0, 20
 """Characters a second beyond this factor of a language's median are odd, where it has so many rows."""
@@ -117,7 +117,7 @@ def check(report: Report, row: int, u: Utterance, header: Found, max_duration_s:
         if header.channels > 1:
             report.add("noted", "channels", row, f"{header.channels} channels, which precompute mixes")
     elif isinstance(header, Remote):
-        report.add("noted", "remote_audio", row, f"{header.address}: at an address, of which no header is read")
+        report.add("noted", UNREAD, row, f"{header.address}: at an address, of which no header is read")
 
 
 def _there_s(u: Utterance, header: audio.Header | Remote) -> float:

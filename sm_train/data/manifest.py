@@ -195,6 +195,8 @@ def _open(path: Path | str) -> BinaryIO:
         from sm_train.data.remote import Remote  # and with it Arrow's file systems
 
         folder, _, name = str(path).rpartition("/")
+        if "://" not in folder:
+            raise UserError(f"{path} names no file in a bucket; give an address as s3://bucket/manifest.parquet")
         try:
             return BytesIO(Remote(folder).read(name))
         except Absent:

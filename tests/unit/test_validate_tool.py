@@ -126,6 +126,8 @@ def test_audio_at_an_address_is_noted_and_not_read(tmp_path: Path) -> None:
     assert found(said) == {"remote_audio": ("noted", [2, 4])}
     assert said["findings"][0]["count"] == 2
     assert said["findings"][0]["detail"].startswith("s3://nowhere/1.flac: ")
+    said = validate.validate(tmp_path / "m.jsonl", None, 60.0, 4)
+    assert str(said).endswith("\nevery row whose audio was read would be committed")
     rows[1]["text"], rows[3]["duration_s"] = "", 61.0
     quarantined = {"empty_text": ("quarantined", [2]), "too_long": ("quarantined", [4])}
     assert found(report(tmp_path, rows)) == {**quarantined, "remote_audio": ("noted", [2, 4])}

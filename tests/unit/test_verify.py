@@ -18,7 +18,7 @@ from sm_train.data import mds, shards
 from sm_train.errors import UserError
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig, in_this_process, run
-from tests import builders, hostile
+from tests import builders, hostile, storage
 from tools.verify import __main__ as verify
 from tools.verify import reencode
 
@@ -294,9 +294,18 @@ def test_the_quarantine_is_what_the_parts_say_together(
     assert wanted in "\n".join(says(capsys, root))
 
 
-def test_a_manifest_at_an_address(shard_set: Path, manifest: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    verify.main([str(shard_set), "--manifest", f"file://{manifest}"])
-    assert capsys.readouterr().out.endswith("no problem found\n")
+def test_a_manifest_at_an_address(
+    shard_set: Path, manifest: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with storage.s3_server(monkeypatch) as server:
+        storage.upload(server, manifest.parent, "bucket/corpus")
+        at = f"s3://bucket/corpus/{manifest.name}"
+        verify.main([str(shard_set), "--manifest", at, "--sample", "1", "--encoder", str(encoder_folder)])
+        _, said, tail = capsys.readouterr().out.splitlines()
+        count = said.split()[0]
+        assert f"compared bit for bit: {count} are equal" in said
+        assert tail == "no problem found"
 
 
 def test_what_cannot_be_verified_is_refused(shard_set: Path, tmp_path: Path) -> None:
