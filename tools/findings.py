@@ -9,6 +9,9 @@ SHOWN = 10
 KINDS = ("refused", "quarantined", "noted")
 """A reader would refuse the whole file | precompute would leave the row out | for information."""
 
+UNREAD = "remote_audio"
+"""The reason that stands for rows whose audio was not looked at."""
+
 
 @dataclass(slots=True)
 class Finding:
@@ -55,7 +58,8 @@ class Report:
         for finding in self._sorted():
             rows = ", ".join(map(str, finding.rows)) + (", ..." if finding.count > len(finding.rows) else "")
             lines.append(f"{finding.kind}: {finding.count} {finding.reason}, row {rows} ({finding.detail})")
-        verdict = "every row would be committed" if self.ok else "not ready"
+        which = "every row whose audio was read" if UNREAD in self.findings else "every row"
+        verdict = f"{which} would be committed" if self.ok else "not ready"
         return "\n".join([*facts, *lines, verdict])
 
     def _sorted(self) -> list[Finding]:

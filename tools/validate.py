@@ -2,8 +2,9 @@
 
     python -m tools.validate MANIFEST [--instructions FILE] [--json] [--max-duration-s 60] [--workers N]
 
-Rows are streamed, audio headers read by a pool of threads; no audio is decoded, so silence and NaN samples are found by
-precompute alone. Exit code 0: every row would be committed; 2: some would be refused or quarantined.
+Both may be addresses (s3://bucket/manifest.parquet). Rows are streamed, audio headers read by a pool of threads; no
+audio is decoded, so silence and NaN samples are found by precompute alone, and so is what is wrong with audio at an
+address, of which nothing is read. Exit code 0: every row that was read would be committed; 2: some would be refused or quarantined.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from hashlib import blake2b
 from itertools import islice
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from sm_train.data import audio, manifest
+from sm_train.data.store import Absent
 from sm_train.errors import MISTAKEN, UserError, run_command
 from sm_train.prompts import LANGUAGES
 from sm_train.records import Utterance
-from tools.findings import Report
+from tools.findings import UNREAD, Report
 
 RATE_FACTOR, RATE_ROWS = 4.0, 20
 """Characters a second beyond this factor of a language's median are odd, where it has so many rows."""
@@ -32,23 +35,23 @@ _BLOCK = 2048
 _SHORTEST_SAMPLES = 2480  # what makes one position behind SeamlessM4T's encoder and a mean over 2 frames
 
 
-def validate(path: Path, instructions: Path | None, max_duration_s: float, workers: int) -> Report:
+def validate(path: Path | str, instructions: Path | str | None, max_duration_s: float, workers: int) -> Report:
     """Check a manifest, and instructions on it.
 
     Raises:
         UserError: there is no such file.
     """
     for one in (path, instructions):
-        if one is not None and not one.is_file():
+        if one is not None and "://" not in str(one) and not Path(one).is_file():
             raise UserError(f"file {one} does not exist")
     report, ids = Report(), dict[str, int]()
     rows = _rows(path, ids, report)
-    root = path.resolve().parent
+    root = manifest.root_of(path)
     info = lru_cache(maxsize=1 << 16)(_info)
     seen = Seen(report)
     with ThreadPoolExecutor(workers) as pool:
         while block := list(islice(rows, _BLOCK)):
-            headers = pool.map(info, [root / utterance.audio for _, utterance in block])
+            headers = pool.map(info, [audio.place_of(utterance.audio, root) for _, utterance in block])
             for (row, utterance), header in zip(block, headers, strict=True):
                 check(report, row, utterance, header, max_duration_s)
                 seen.add(row, utterance, header)
@@ -60,37 +63,42 @@ def validate(path: Path, instructions: Path | None, max_duration_s: float, worke
     return report
 
 
-def _info(path: Path) -> audio.Header | audio.BadAudio:
+class Remote(NamedTuple):
+    """Audio at an address, which is not read."""
+
+    address: str
+
+
+Found = audio.Header | audio.BadAudio | Remote
+
+
+def _info(place: Path | str) -> Found:
+    if isinstance(place, str):
+        return Remote(place)
     try:
-        return audio.info(path)
+        return audio.info(place)
     except audio.BadAudio as error:
         return error
 
 
-def _rows(path: Path, ids: dict[str, int], report: Report) -> Iterator[tuple[int, Utterance]]:
+def _rows(path: Path | str, ids: dict[str, int], report: Report) -> Iterator[tuple[int, Utterance]]:
     """The rows that a manifest's reader would take; the others are refused."""
     row = 0
     try:
         raw = manifest.read_rows(path, manifest.MANIFEST_COLUMNS, manifest.MANIFEST_DEFAULTS)
         for row, cells in enumerate(raw, start=1):
-            identity = "" if cells["id"] is None else str(cells["id"])
-            if not identity:
-                report.add("refused", "empty_id", row, "every utterance needs an id")
-            elif identity in ids:
-                report.add("refused", "duplicate_id", row, f"id {identity!r} is in row {ids[identity]} already")
-            else:
-                ids[identity] = row
-                try:
-                    yield row, manifest.to_utterance(identity, cells)
-                except (TypeError, ValueError) as error:
-                    report.add("refused", "bad_time", row, f"id {identity!r}: {error}")
+            try:
+                yield row, manifest.check_row(cells, row, ids)
+            except manifest.BadRow as error:
+                whose = f"id {error.id!r}: " if error.id else ""
+                report.add("refused", error.reason, row, f"{whose}{error}")
+    except Absent:
+        raise
     except UserError as error:
         report.add("refused", "unreadable", row + 1, str(error))
 
 
-def check(
-    report: Report, row: int, u: Utterance, header: audio.Header | audio.BadAudio, max_duration_s: float
-) -> None:  # fmt: skip
+def check(report: Report, row: int, u: Utterance, header: Found, max_duration_s: float) -> None:
     """What precompute would say of a row, in its order and its words, and what only looks odd."""
     if not u.text.strip():
         report.add("quarantined", "empty_text", row, f"id {u.id!r}")
@@ -98,16 +106,23 @@ def check(
         report.add("quarantined", "too_long", row, f"id {u.id!r}: {u.duration_s:.2f} s, above {max_duration_s:g}")
     elif isinstance(header, audio.BadAudio):
         report.add("quarantined", header.reason, row, str(header))
-    elif u.start_s + u.duration_s > header.duration_s + audio.TOLERANCE_S:
+    elif isinstance(header, audio.Header) and u.start_s + u.duration_s > header.duration_s + audio.TOLERANCE_S:
         wanted_s = u.start_s + u.duration_s
         report.add("quarantined", "truncated", row, f"{u.audio} has {header.duration_s:.3f} s of {wanted_s:.3f} s")
-    elif min(u.duration_s, header.duration_s - u.start_s) * audio.SAMPLE_RATE_HZ < _SHORTEST_SAMPLES:
+    elif _there_s(u, header) * audio.SAMPLE_RATE_HZ < _SHORTEST_SAMPLES:
         report.add("quarantined", "too_short", row, f"id {u.id!r}: {u.duration_s:.3f} s make no position")
     if isinstance(header, audio.Header):
         if header.sample_rate_hz != audio.SAMPLE_RATE_HZ:
             report.add("noted", "sample_rate", row, f"{header.sample_rate_hz} Hz, which precompute resamples")
         if header.channels > 1:
             report.add("noted", "channels", row, f"{header.channels} channels, which precompute mixes")
+    elif isinstance(header, Remote):
+        report.add("noted", UNREAD, row, f"{header.address}: at an address, of which no header is read")
+
+
+def _there_s(u: Utterance, header: audio.Header | Remote) -> float:
+    """Seconds of an utterance that its file has, as far as that is known."""
+    return min(u.duration_s, header.duration_s - u.start_s) if isinstance(header, audio.Header) else u.duration_s
 
 
 class Seen:
@@ -124,7 +139,7 @@ class Seen:
         self.speakers: set[str] = set()
         self.count = 0
 
-    def add(self, row: int, u: Utterance, header: audio.Header | audio.BadAudio) -> None:
+    def add(self, row: int, u: Utterance, header: Found) -> None:
         """Take in a row."""
         self.count += 1
         self.hours[u.split] += u.duration_s / 3600
@@ -165,7 +180,7 @@ class Seen:
         }
 
 
-def check_instructions(report: Report, path: Path, ids: dict[str, int]) -> None:
+def check_instructions(report: Report, path: Path | str, ids: dict[str, int]) -> None:
     """What cluster.retarget and tuning would say of instructions."""
     tasks: Counter[str] = Counter()
     seen: set[bytes] = set()
@@ -190,6 +205,8 @@ def check_instructions(report: Report, path: Path, ids: dict[str, int]) -> None:
             if task.task == "st" and task.target_lang not in LANGUAGES and "target_language" not in task.variables:
                 detail = f"{task.target_lang!r} has no name that a prompt could say; give a code as fr"
                 report.add("refused", "unknown_language", row, detail)
+    except Absent:
+        raise
     except UserError as error:
         report.add("refused", "unreadable_instructions", row + 1, str(error))
     report.facts["instructions"] = dict(sorted(tasks.items()))
@@ -197,8 +214,8 @@ def check_instructions(report: Report, path: Path, ids: dict[str, int]) -> None:
 
 def main(argv: list[str]) -> None:
     parser = ArgumentParser("python -m tools.validate", description=__doc__.splitlines()[0])
-    parser.add_argument("manifest", type=Path, help="Parquet or JSONL manifest")
-    parser.add_argument("--instructions", type=Path, help="Parquet or JSONL instructions on it")
+    parser.add_argument("manifest", help="Parquet or JSONL manifest, or its address")
+    parser.add_argument("--instructions", help="Parquet or JSONL instructions on it, or their address")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--max-duration-s", type=float, default=60.0, help="precompute's key of that name (60)")
     workers = min(32, 4 * (os.cpu_count() or 1))

@@ -160,7 +160,7 @@ def _open_bucket(uri: str) -> Remote:
     return Remote(uri)
 
 
-def _place(audio: str, root: Path | str) -> Path | str:
+def place_of(audio: str, root: Path | str) -> Path | str:
     """Where a manifest's audio lies: an address, or a path."""
     if "://" in audio:
         return audio
@@ -187,6 +187,6 @@ def load_utterance(
         raise BadAudio("empty_text", "the manifest gives no text")
     if utterance.duration_s > max_duration_s:
         raise BadAudio("too_long", f"{utterance.duration_s:.2f} s is above max_duration_s {max_duration_s:g}")
-    samples_S = load(_place(utterance.audio, root), utterance.start_s, utterance.duration_s)
+    samples_S = load(place_of(utterance.audio, root), utterance.start_s, utterance.duration_s)
     _refuse_silence(samples_S, silence_dbfs)
     return samples_S

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -40,61 +40,82 @@ def read_manifest(path: Path | str) -> list[Utterance]:
         path: a file, or its address (s3://bucket/manifest.parquet).
 
     Raises:
-        UserError: the file is missing or unreadable, a column is missing, an id is empty or appears twice, a start or
-            a duration is no time.
+        UserError: the file is missing or unreadable, a column is missing, or :func:`check_row` refuses a row.
     """
     rows = read_rows(path, MANIFEST_COLUMNS, MANIFEST_DEFAULTS)
     first_row: dict[str, int] = {}
     utterances = []
     for number, row in enumerate(rows, start=1):
-        identity = "" if row["id"] is None else str(row["id"])
-        if not identity:
-            raise UserError(f"manifest {path}, row {number}: the id is empty; every utterance needs one")
-        if identity in first_row:
-            raise UserError(
-                f"manifest {path}: id {identity!r} stands in row {first_row[identity]} and in row {number}; "
-                "ids must be unique, so rename or remove one"
-            )
-        if len(identity) > _LONGEST_ID or any(ord(c) < 32 or ord(c) == 127 for c in identity):
-            what = f"{len(identity)} characters" if len(identity) > _LONGEST_ID else "a control character"
-            raise UserError(
-                f"manifest {path}, row {number}: the id {identity[:80]!r} has {what}; "
-                f"give one line of up to {_LONGEST_ID}"
-            )
-        first_row[identity] = number
         try:
-            utterances.append(to_utterance(identity, row))
-        except (TypeError, ValueError) as error:
-            raise UserError(f"manifest {path}, row {number} (id {identity!r}): {error}") from None
+            utterances.append(check_row(row, number, first_row))
+        except BadRow as error:
+            whose = f" (id {error.id!r})" if error.id else ""
+            raise UserError(f"manifest {path}, row {number}{whose}: {error}") from None
     if not utterances:
         raise UserError(f"manifest {path} holds no utterance")
     return utterances
 
 
-def to_utterance(identity: str, row: dict[str, Any]) -> Utterance:
+class BadRow(ValueError):
+    """A manifest with this row is refused: ``reason`` is a code, ``str(error)`` what is wrong, ``id`` whose it is."""
+
+    def __init__(self, reason: str, detail: str, identity: str = "") -> None:
+        super().__init__(detail)
+        self.reason, self.id = reason, identity
+
+
+def check_row(row: Mapping[str, Any], number: int, first_row: dict[str, int]) -> Utterance:
     """The utterance of a manifest's row.
 
+    Args:
+        number: of the row, from 1.
+        first_row: the rows of the ids so far; this one's is added.
+
     Raises:
-        TypeError, ValueError: a start or a duration is no time; the message says which.
+        BadRow: empty_id, duplicate_id or bad_id, without an id; bad_time or bad_value, with it.
     """
-    start_s, duration_s = float(row["start_s"] or 0.0), float(row["duration_s"] or 0.0)
+    identity = "" if row["id"] is None else str(row["id"])
+    if not identity:
+        raise BadRow("empty_id", "the id is empty; every utterance needs one")
+    if identity in first_row:
+        raise BadRow(
+            "duplicate_id",
+            f"id {identity!r} stands in row {first_row[identity]} and in row {number}; "
+            "ids must be unique, so rename or remove one",
+        )
+    first_row[identity] = number
+    if what := _wrong_id(identity):
+        raise BadRow("bad_id", f"the id {identity[:80]!r} has {what}; give one line of up to {_LONGEST_ID}")
+    start_s, duration_s = _seconds(row, "start_s", identity), _seconds(row, "duration_s", identity)
     if not 0 < duration_s <= _LONGEST_S:
-        raise ValueError(f"duration_s is {row['duration_s']!r}; it must be the measured length in seconds, above zero")
+        detail = f"duration_s is {row['duration_s']!r}; it must be the measured length in seconds, above zero"
+        raise BadRow("bad_time", detail, identity)
     if not 0 <= start_s <= _LONGEST_S:
-        raise ValueError(f"start_s is {row['start_s']!r}; it must be zero or a time in seconds")
-    return Utterance(
-        id=identity,
-        audio=_string(row, "audio"),
-        start_s=start_s,
-        duration_s=duration_s,
-        text=_string(row, "text"),
-        lang=_string(row, "lang"),
-        speaker=_string(row, "speaker"),
-        split=_string(row, "split"),
-    )
+        detail = f"start_s is {row['start_s']!r}; it must be zero or a time in seconds"
+        raise BadRow("bad_time", detail, identity)
+    try:
+        texts = {name: _string(row, name) for name in ("audio", "text", "lang", "speaker", "split")}
+    except (TypeError, ValueError) as error:
+        raise BadRow("bad_value", str(error), identity) from None
+    return Utterance(id=identity, start_s=start_s, duration_s=duration_s, **texts)
 
 
-def _string(row: dict[str, Any], name: str) -> str:
+def _wrong_id(identity: str) -> str:
+    if len(identity) > _LONGEST_ID:
+        return f"{len(identity)} characters"
+    if any(ord(c) < 32 or ord(c) == 127 for c in identity):
+        return "a control character"
+    return "half a surrogate" if any("\ud800" <= c <= "\udfff" for c in identity) else ""
+
+
+def _seconds(row: Mapping[str, Any], name: str, identity: str) -> float:
+    try:
+        return float(row[name] or 0.0)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadRow("bad_time", f"{name}: {error}", identity) from None
+
+
+def _string(row: Mapping[str, Any], name: str) -> str:
     value = row[name]
     if isinstance(value, bytes | list | dict):
         raise TypeError(f"{name} is of the type {type(value).__name__}; a string is wanted")
@@ -156,7 +177,8 @@ def read_rows(path: Path | str, columns: Sequence[str], optional: dict[str, Any]
     """The rows of a Parquet or JSONL file, these columns alone, those of ``optional`` with their defaults.
 
     Raises:
-        UserError: the file is missing or unreadable, or a column is missing.
+        Absent: the file is missing.
+        UserError: it is unreadable, or a column is missing.
     """
     with _open(path) as file:
         rows = _read_jsonl(path, file) if str(path).endswith(".jsonl") else _read_parquet(path, file)
@@ -173,12 +195,14 @@ def _open(path: Path | str) -> BinaryIO:
         from sm_train.data.remote import Remote  # and with it Arrow's file systems
 
         folder, _, name = str(path).rpartition("/")
+        if "://" not in folder:
+            raise UserError(f"{path} names no file in a bucket; give an address as s3://bucket/manifest.parquet")
         try:
             return BytesIO(Remote(folder).read(name))
         except Absent:
-            raise UserError(f"file {path} does not exist") from None
+            raise Absent(f"file {path} does not exist") from None
     if not Path(path).is_file():
-        raise UserError(f"file {path} does not exist")
+        raise Absent(f"file {path} does not exist")
     return Path(path).open("rb")
 
 

@@ -41,6 +41,7 @@ def test_optional_columns_have_defaults_and_others_are_ignored(tmp_path: Path) -
         ({"duration_s": float("nan")}, "duration_s is nan"),
         ({"duration_s": -1.0}, "duration_s is -1.0"),
         ({"start_s": -0.5}, "start_s is -0.5"),
+        ({"id": "a\tb"}, r"row 3: the id 'a\\tb' has a control character"),
     ],
 )
 def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, object], says: str) -> None:
@@ -48,6 +49,28 @@ def test_a_bad_row_is_named(tmp_path: Path, change: dict[str, object], says: str
     for name in ("m.parquet", "m.jsonl"):
         with pytest.raises(UserError, match=says):
             manifest.read_manifest(builders.write_manifest(tmp_path / name, rows))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "identity"),
+    [
+        ({"id": None}, "empty_id", ""),
+        ({"id": "u0"}, "duplicate_id", ""),
+        ({"id": "a" * 1001}, "bad_id", ""),
+        ({"id": "\udfff"}, "bad_id", ""),
+        ({"duration_s": 10**400}, "bad_time", "u2"),
+        ({"start_s": 1e8}, "bad_time", "u2"),
+        ({"start_s": [1]}, "bad_time", "u2"),
+        ({"speaker": b"x"}, "bad_value", "u2"),
+    ],
+)
+def test_a_bad_row_has_a_reason(change: dict[str, object], reason: str, identity: str) -> None:
+    first_row = {"u0": 1}
+    assert manifest.check_row(ROWS[1], 2, first_row).id == "u1"
+    with pytest.raises(manifest.BadRow) as error:
+        manifest.check_row({**ROWS[2], **change}, 3, first_row)
+    assert (error.value.reason, error.value.id) == (reason, identity)
+    assert first_row["u1"] == 2
 
 
 def test_a_bad_file_is_named(tmp_path: Path) -> None:
@@ -140,6 +163,8 @@ def test_manifests_and_instructions_at_an_address(tmp_path: Path, monkeypatch: p
         assert len(manifest.read_instructions("s3://bucket/corpora/one/i.jsonl")) == 1
         with pytest.raises(UserError, match=r"^s3://bucket/corpora/one/bad.jsonl, line 1: not JSON"):
             manifest.read_manifest("s3://bucket/corpora/one/bad.jsonl")
+        with pytest.raises(UserError, match=r"^s3://m.jsonl names no file in a bucket"):
+            manifest.read_manifest("s3://m.jsonl")
         for absent in ("s3://bucket/corpora/one/m.csv", "s3://nobucket/m.jsonl"):
             with pytest.raises(UserError, match=f"^file {absent} does not exist$"):
                 manifest.read_manifest(absent)

@@ -13,7 +13,7 @@ from sm_train.data.manifest import read_manifest
 from sm_train.errors import UserError
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig, in_this_process, run
-from tests import builders, corpora
+from tests import builders, corpora, storage
 from tools import validate
 
 TONE_S = corpora.tiny(1)[0].samples_S
@@ -81,6 +81,16 @@ def test_what_would_be_quarantined_is_what_precompute_quarantines(tmp_path: Path
         ({"duration_s": float("nan")}, "bad_time"),
         ({"duration_s": 0.0}, "bad_time"),
         ({"start_s": -1.0}, "bad_time"),
+        ({"start_s": 1e308}, "bad_time"),
+        ({"duration_s": 2e7}, "bad_time"),
+        ({"duration_s": "long"}, "bad_time"),
+        ({"duration_s": 10**400}, "bad_time"),
+        ({"id": "a\tb"}, "bad_id"),
+        ({"id": "a\x7f"}, "bad_id"),
+        ({"id": "a" * 1001}, "bad_id"),
+        ({"id": "\ud800"}, "bad_id"),
+        ({"text": ["a"]}, "bad_value"),
+        ({"text": "\ud800"}, "bad_value"),
     ],
 )
 def test_what_the_reader_refuses_is_refused_with_its_row_and_the_rest_is_still_checked(
@@ -105,6 +115,43 @@ def test_a_line_that_is_no_json_is_named(tmp_path: Path) -> None:
     assert not validate.validate(tmp_path / "m.jsonl", None, 60.0, 2).ok
     with pytest.raises(UserError, match="does not exist"):
         validate.validate(tmp_path / "nowhere.parquet", None, 60.0, 2)
+
+
+def test_audio_at_an_address_is_noted_and_not_read(tmp_path: Path) -> None:
+    rows = rows_of(tmp_path)
+    for i in (1, 3):
+        rows[i]["audio"] = f"s3://nowhere/{i}.flac"
+    said = report(tmp_path, rows)
+    assert said["ok"]
+    assert found(said) == {"remote_audio": ("noted", [2, 4])}
+    assert said["findings"][0]["count"] == 2
+    assert said["findings"][0]["detail"].startswith("s3://nowhere/1.flac: ")
+    said = validate.validate(tmp_path / "m.jsonl", None, 60.0, 4)
+    assert str(said).endswith("\nevery row whose audio was read would be committed")
+    rows[1]["text"], rows[3]["duration_s"] = "", 61.0
+    quarantined = {"empty_text": ("quarantined", [2]), "too_long": ("quarantined", [4])}
+    assert found(report(tmp_path, rows)) == {**quarantined, "remote_audio": ("noted", [2, 4])}
+
+
+def test_a_manifest_and_instructions_at_an_address(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = rows_of(tmp_path)
+    rows[2]["audio"] = str(tmp_path / "2.flac")
+    builders.write_manifest(tmp_path / "m.parquet", rows)
+    builders.write_manifest(tmp_path / "i.jsonl", [{"utterance_id": "u1", "task": "asr", "answer": "x"}])
+    monkeypatch.setattr("sm_train.data.remote._PAUSE_S", 0.001)
+    with storage.s3_server(monkeypatch) as server:
+        storage.upload(server, tmp_path, "bucket/corpora")
+        at = "s3://bucket/corpora"
+        validate.main([f"{at}/m.parquet", "--instructions", f"{at}/i.jsonl", "--json"])
+        said = json.loads(capsys.readouterr().out)
+        assert (said["ok"], said["utterances"], said["instructions"]) == (True, 6, {"asr": 1})
+        assert found(said) == {"remote_audio": ("noted", [1, 2, 4, 5, 6])}
+        assert said["findings"][0]["detail"].startswith(f"{at}/0.flac: ")
+        for argv in ([f"{at}/absent.parquet"], [f"{at}/m.parquet", "--instructions", f"{at}/absent.jsonl"]):
+            with pytest.raises(UserError, match=f"^file {argv[-1]} does not exist$"):
+                validate.main(argv)
 
 
 def test_odd_rows_are_noted_and_leave_the_manifest_good(tmp_path: Path) -> None:

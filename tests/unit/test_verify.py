@@ -4,17 +4,21 @@ import re
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from sm_train import files
 from sm_train.data import mds, shards
 from sm_train.errors import UserError
-from tests import builders, hostile
+from sm_train.models.speech import EncoderConfig
+from sm_train.precompute import PrecomputeConfig, in_this_process, run
+from tests import builders, hostile, storage
 from tools.verify import __main__ as verify
 from tools.verify import reencode
 
@@ -211,6 +215,97 @@ def test_another_encoder_is_named(
     flip(other / "model.safetensors", -30_000)
     found = says(capsys, shard_set, "--sample", "1", "--manifest", manifest, "--encoder", other)
     assert "encoder_hash is" in found[0]
+
+
+# --- sets with rounds of mended audio
+
+
+@pytest.fixture(scope="module")
+def requeued(manifest: Path, encoder_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A set that lacked the audio of 3, 11, 12 and 29, of which all but 11 were mended and run again; its manifest."""
+    folder = tmp_path_factory.mktemp("requeued")
+    shutil.copytree(manifest.parent, folder / "corpus")
+    path = folder / "corpus" / manifest.name
+    encoder = EncoderConfig(path=str(encoder_folder), layer=2, device="cpu")
+    cfg = PrecomputeConfig(
+        str(path), str(folder / "set"), encoder, [], unit_utterances=8, batch_s=12.0, max_quarantined_share=0.2
+    )
+    names = [folder / f"corpus/audio/{i:03d}.flac" for i in (3, 11, 12, 29)]
+    for name in names:
+        name.rename(name.with_suffix(".away"))
+    run(cfg, in_this_process)
+    for name in (names[0], names[2], names[3]):
+        name.with_suffix(".away").rename(name)
+    run(replace(cfg, requeue=True), in_this_process)
+    return folder / "set", path
+
+
+def test_a_set_with_a_round_is_found_whole_and_encodes_to_the_same_bits(
+    requeued: tuple[Path, Path], encoder_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, path = requeued
+    (row,) = pq.read_table(root / shards.QUARANTINE).to_pylist()
+    assert (row["id"], row["attempts"]) == ("utt-011", 2)
+    verify.main([str(root), "--manifest", str(path)])
+    head, tail = capsys.readouterr().out.splitlines()
+    assert ": 29 utterances, 5 parts, " in head
+    assert tail == "no problem found"
+    verify.main([str(root), "--manifest", str(path), "--sample", "30", "--encoder", str(encoder_folder)])
+    _, said, tail = capsys.readouterr().out.splitlines()
+    assert said.startswith("29 utterances encoded again and compared bit for bit: 29 are equal")
+    assert tail == "no problem found"
+
+
+def test_a_round_that_has_only_begun_is_not_encoded_again(
+    copied: Path, manifest: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = {"first_part": "part-0000004", "ids": ["utt-003"], "is_over": False}
+    files.write_json(copied / "requeue-0001.json", begun)
+    again = ["--sample", "30", "--manifest", str(manifest), "--encoder", str(encoder_folder)]
+    verify.main([str(copied), *again])
+    assert "30 utterances encoded again" in capsys.readouterr().out
+    files.write_json(copied / "requeue-0001.json", {"ids": 3})
+    with pytest.raises(UserError, match="its requeue files cannot be followed"):
+        verify.main([str(copied), *again])
+
+
+QUARANTINE_DAMAGE: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
+    "attempts of the last round alone": (lambda rows: rows[0].update(attempts=1), "attempts is 1, not 2"),
+    "another reason": (lambda rows: rows[0].update(reason="silent"), "reason is 'silent', not 'missing_audio'"),
+    "a mended one still listed": (
+        lambda rows: rows.append({**rows[0], "id": "utt-003"}), "1 ids are both committed and quarantined: 'utt-003'"),
+    "one twice": (lambda rows: rows.append(rows[0]), "an id is in it twice"),
+    "one away": (lambda rows: rows.clear(), "in the parts' quarantine, not in both: 'utt-011'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("damage", QUARANTINE_DAMAGE)
+def test_the_quarantine_is_what_the_parts_say_together(
+    requeued: tuple[Path, Path], tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "set"
+    shutil.copytree(requeued[0], root)
+    harm, wanted = QUARANTINE_DAMAGE[damage]
+    table = pq.read_table(root / shards.QUARANTINE)
+    rows = table.to_pylist()
+    harm(rows)
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), root / shards.QUARANTINE)
+    builders.recommit(root / shards.QUARANTINE)
+    assert wanted in "\n".join(says(capsys, root))
+
+
+def test_a_manifest_at_an_address(
+    shard_set: Path, manifest: Path, encoder_folder: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    with storage.s3_server(monkeypatch) as server:
+        storage.upload(server, manifest.parent, "bucket/corpus")
+        at = f"s3://bucket/corpus/{manifest.name}"
+        verify.main([str(shard_set), "--manifest", at, "--sample", "1", "--encoder", str(encoder_folder)])
+        _, said, tail = capsys.readouterr().out.splitlines()
+        count = said.split()[0]
+        assert f"compared bit for bit: {count} are equal" in said
+        assert tail == "no problem found"
 
 
 def test_what_cannot_be_verified_is_refused(shard_set: Path, tmp_path: Path) -> None:

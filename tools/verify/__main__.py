@@ -58,12 +58,12 @@ class Progress:
 
 
 def check_utterances(
-    root: Path, inputs: Sequence[Utterance], source: Path | None, jobs: int, progress: Progress
+    root: Path, inputs: Sequence[Utterance], source: str | None, jobs: int, progress: Progress
 ) -> Checked:
     """Check a shard set without its target sets.
 
     Args:
-        inputs: the utterances of the manifest, if one is given: its path is ``source``.
+        inputs: the utterances of the manifest, if one is given: its path or address is ``source``.
     """
     found = Checked(root, _REMEDY)
     read_dataset(found)
@@ -91,7 +91,9 @@ def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser("python -m tools.verify", description=__doc__.splitlines()[0])
     parser.add_argument("shard_set", help="folder of a shard set")
     parser.add_argument("--targets", action="store_true", help="its target sets too")
-    parser.add_argument("--manifest", type=Path, help="the manifest it was made of: inputs = committed + quarantined")
+    parser.add_argument(
+        "--manifest", help="the manifest it was made of, or its address: inputs = committed + quarantined"
+    )
     parser.add_argument("--sample", type=int, default=0, metavar="N", help="encode units of N utterances again")
     parser.add_argument("--encoder", help="with --sample: folder or hub repository of the encoder's checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="with --sample: which units")

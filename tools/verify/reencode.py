@@ -1,7 +1,8 @@
 """Units encoded again, into a folder aside, and compared with the set.
 
 Features may depend on the batch they were in, so whole units go through the same batches again: on the same device
-type, threads and software every sample must have the same xxh3.
+type, threads and software every sample must have the same xxh3. Rounds of mended audio are units as any other; what
+was mended is kept out of the part that had quarantined it, as it was then.
 Shape letters: T frames, E encoder width.
 """
 
@@ -10,21 +11,22 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sm_train.data import manifest, mds, shards
+from sm_train import requeue
+from sm_train.data import manifest, mds, shards, store
 from sm_train.data.manifest import manifest_hash
 from sm_train.data.samples import FEATS
 from sm_train.errors import UserError, printable
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig, describe, environment, make_encoder
 from sm_train.records import Quarantined, Unit, Utterance
-from tools.verify import Problem, differing, inside, short
+from tools.verify import Problem, differing, inside, reason, short
 
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2, "float16": 3e-3}
 """The distance of an utterance's features, relative to their norm, that is allowed on other devices or software."""
@@ -58,13 +60,13 @@ class Compared:
 
 
 def encode_again(
-    root: Path, dataset: Mapping[str, Any], utterances: Sequence[Utterance], source: Path, encoder: str, count: int,
+    root: Path, dataset: Mapping[str, Any], utterances: Sequence[Utterance], source: str, encoder: str, count: int,
     seed: int,
 ) -> Compared:  # fmt: skip
     """Encode some units again, chosen by ``seed``, until they hold at least ``count`` utterances.
 
     Args:
-        source: the manifest's path.
+        source: the manifest's path or address.
         encoder: the folder of the encoder's checkpoint.
 
     Raises:
@@ -80,7 +82,8 @@ def encode_again(
         raise UserError(f"{root / shards.DATASET}: {odd[0]} as this version's precompute would have it")
     here = environment(cfg)
     found = Compared(elsewhere=differing(here, dict(dataset), here))
-    units = manifest.cut_units(utterances, cfg.unit_utterances)
+    units = _units(root, utterances, cfg.unit_utterances)
+    last_part = {u.id: unit.part for unit in units for u in unit.utterances}
     random.Random(seed).shuffle(units)
     with tempfile.TemporaryDirectory() as aside:
         made = make_encoder(PrecomputeConfig(**{**vars(cfg), "out": aside}))
@@ -88,16 +91,30 @@ def encode_again(
             for unit in units:
                 if found.num_utterances >= count:
                     break
-                before = shards.read_part(root, unit.part)
-                barred = [Quarantined(**row) for row in before["quarantined"] if row["reason"] in _BARRED]
-                made.encode_unit(Unit(unit.index, unit.utterances, tuple(barred)))
+                barred = [
+                    Quarantined(**row)
+                    for row in shards.read_part(root, unit.part)["quarantined"]
+                    if row["reason"] in _BARRED or last_part[row["id"]] != unit.part
+                ]
+                made.encode_unit(replace(unit, barred=tuple(barred)))
                 _compare(found, root, Path(aside), unit.part, dataset)
         finally:
             made.close()
     return found
 
 
-def _config(dataset: Mapping[str, Any], source: Path, encoder: str) -> PrecomputeConfig:
+def _units(root: Path, utterances: Sequence[Utterance], unit_utterances: int) -> list[Unit]:
+    """The units, those of rounds too, whose parts are there: a round may be under way."""
+    try:
+        units = manifest.cut_units(utterances, unit_utterances)
+        units = requeue.with_rounds(store.at(root), units, unit_utterances)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{root}: its requeue files cannot be followed ({reason(error)}); restore them") from None
+    there = shards.committed(root, [unit.part for unit in units])
+    return [unit for unit in units if unit.part in there]
+
+
+def _config(dataset: Mapping[str, Any], source: str, encoder: str) -> PrecomputeConfig:
     device = "cuda" if dataset["device_type"] == "cuda" and _has_gpu() else "cpu"
     frozen = EncoderConfig(
         path=encoder,
@@ -108,7 +125,7 @@ def _config(dataset: Mapping[str, Any], source: Path, encoder: str) -> Precomput
         batching=dataset["batching"],
     )
     return PrecomputeConfig(
-        manifest=str(source), out="", encoder=frozen, unit_utterances=dataset["unit_utterances"],
+        manifest=source, out="", encoder=frozen, unit_utterances=dataset["unit_utterances"],
         batch_s=dataset["batch_s"], max_duration_s=dataset["max_duration_s"], silence_dbfs=dataset["silence_dbfs"],
         threads=dataset["threads"],
     )  # fmt: skip

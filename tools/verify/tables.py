@@ -130,17 +130,31 @@ def _check_rows(found: Checked, name: str, table: list[dict[str, Any]]) -> None:
 
 def _check_quarantine(found: Checked, name: str, table: list[dict[str, Any]]) -> None:
     committed = {row["id"] for part in found.parts for row in part.rows}
-    said = [row for part in found.parts for row in part.quarantined]
-    wanted, listed = {row["id"] for row in said} - committed, [row["id"] for row in table]
+    wanted, listed = _quarantine_of(found.parts), [row["id"] for row in table]
     if both := committed & set(listed):
         found.wrong(name, f"{len(both)} ids are both committed and quarantined: {some(both)}")
-    if odd := wanted ^ (set(listed) - committed):
+    if odd := (wanted.keys() ^ set(listed)) - committed:
         found.wrong(name, f"{len(odd)} ids are in it or in the parts' quarantine, not in both: {some(odd)}")
     if len(set(listed)) < len(listed):
         found.wrong(name, "an id is in it twice")
-    strange = [row["id"] for row in table if row not in said]
-    if strange and not odd:
-        found.wrong(name, f"{len(strange)} rows are in no part: {some(strange)}")
+    strange = [row for row in table if row["id"] in wanted and row != wanted[row["id"]]]
+    if strange:
+        first = wanted[strange[0]["id"]]
+        said = "; ".join(differing(first, strange[0], {**first, **strange[0]}))
+        ids = some(row["id"] for row in strange)
+        found.wrong(name, f"{len(strange)} rows are not what the parts say together: {ids}; in the first, {said}")
+
+
+def _quarantine_of(parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
+    """What parts say together, by id: the last word counts, attempts add up, what a later part holds is out."""
+    rows: dict[str, dict[str, Any]] = {}
+    for part in parts:
+        for row in part.quarantined:
+            before = rows[row["id"]]["attempts"] if row["id"] in rows else 0
+            rows[row["id"]] = {**row, "attempts": before + row["attempts"]}
+        for row in part.rows:
+            rows.pop(row["id"], None)
+    return rows
 
 
 def check_inputs(found: Checked, ids: Sequence[str], source: str) -> None:
@@ -151,7 +165,7 @@ def check_inputs(found: Checked, ids: Sequence[str], source: str) -> None:
             found.wrong("", f"against {source}: {len(names)} ids are {state}: {some(names)}")
 
 
-def check_manifest(found: Checked, utterances: Sequence[Utterance], digest: str, path: Path) -> None:
+def check_manifest(found: Checked, utterances: Sequence[Utterance], digest: str, path: Path | str) -> None:
     """The manifest that the set was made of: every id has its place, and the manifest is that one."""
     check_inputs(found, [u.id for u in utterances], f"manifest {path}")
     try:
