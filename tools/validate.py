@@ -4,7 +4,8 @@
 
 Both may be addresses (s3://bucket/manifest.parquet). Rows are streamed, audio headers read by a pool of threads; no
 audio is decoded, so silence and NaN samples are found by precompute alone, and so is what is wrong with audio at an
-address, of which nothing is read. Exit code 0: every row that was read would be committed; 2: some would be refused or quarantined.
+address, of which nothing is read. Exit code 0: every row that was read would be committed; 2: some would be refused or
+quarantined.
 """
 
 from __future__ import annotations

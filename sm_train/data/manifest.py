@@ -84,7 +84,7 @@ def check_row(row: Mapping[str, Any], number: int, first_row: dict[str, int]) ->
             "ids must be unique, so rename or remove one",
         )
     first_row[identity] = number
-    if what := _wrong_id(identity):
+    if what := wrong_id(identity):
         raise BadRow("bad_id", f"the id {identity[:80]!r} has {what}; give one line of up to {_LONGEST_ID}")
     start_s, duration_s = _seconds(row, "start_s", identity), _seconds(row, "duration_s", identity)
     if not 0 < duration_s <= _LONGEST_S:
@@ -100,7 +100,8 @@ def check_row(row: Mapping[str, Any], number: int, first_row: dict[str, int]) ->
     return Utterance(id=identity, start_s=start_s, duration_s=duration_s, **texts)
 
 
-def _wrong_id(identity: str) -> str:
+def wrong_id(identity: str) -> str:
+    """What makes an id unusable; empty if nothing does."""
     if len(identity) > _LONGEST_ID:
         return f"{len(identity)} characters"
     if any(ord(c) < 32 or ord(c) == 127 for c in identity):

@@ -30,7 +30,7 @@ DATASET = "dataset.json"
 CONTRACT = "contract.json"
 QUARANTINE = "quarantine.parquet"
 _PART = "part-"
-_READERS = 16  # small files fetched side by side
+_READERS = 16  # small files fetched at once
 
 
 def open_set(root: Place, contract: Mapping[str, Any]) -> None:
@@ -181,9 +181,10 @@ def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table
         (table_name, pa.concat_tables(found.tables).combine_chunks()),
         (QUARANTINE, pa.Table.from_pylist(quarantined, schema=_QUARANTINE_SCHEMA)),
     ):
-        data = _parquet(table)
-        hashes[name] = mds.digest(data)
-        place.write(name, data)
+        buffer = BytesIO()
+        pq.write_table(table, buffer)
+        hashes[name] = mds.digest(buffer.getvalue())
+        place.write(name, buffer.getvalue())
     index = json.dumps({"shards": found.shards, "version": 2}, sort_keys=True)
     place.write("index.json", index.encode())
     counts = {"num_committed": len(found.part_of), "num_quarantined": len(quarantined), "num_parts": len(parts)}
@@ -208,12 +209,6 @@ def _join(place: Store, parts: Sequence[str]) -> Joined:
 _QUARANTINE_SCHEMA = pa.schema(
     [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())]
 )
-
-
-def _parquet(table: pa.Table) -> bytes:
-    buffer = BytesIO()
-    pq.write_table(table, buffer)
-    return buffer.getvalue()
 
 
 def write_table(path: Path, table: pa.Table) -> None:

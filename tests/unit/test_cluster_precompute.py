@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cluster import precompute
+from sm_train.errors import UserError
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig
 from tests import builders
@@ -58,9 +59,11 @@ class FakeRay:
 def test_its_own_ray_has_room_for_all_actors(decode_actors: int, cpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     cfg = replace(CFG, actors=4, threads=2, decode_workers=3, decode_actors=decode_actors, decode_actor_cpus=6)
-    cfg = replace(cfg, actor_gpus=0.5)
     ray = FakeRay()
     precompute._connect(ray, cfg)
+    cfg = replace(cfg, actor_gpus=0.5)
+    with pytest.raises(UserError, match=r"actor_gpus is 0.5, but there is no GPU here"):
+        precompute._connect(ray, cfg)
     precompute._dispatch(ray, cfg, [])
     asked = ray.asked["EncodingActor"]
     assert (asked["num_cpus"], asked["num_gpus"], asked["max_task_retries"]) == (cpus, 0.5, 0)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from sm_train import files
 from sm_train.data import audio
+from sm_train.data.manifest import wrong_id
 from sm_train.errors import UserError
 from sm_train.records import Utterance
 from tools.corpora.entries import Entry, Skipped, code, one_line
@@ -153,6 +154,9 @@ def _header(path: Path) -> Measured:
 def _has_text(entry: Entry, skipped: Skipped) -> bool:
     if not entry.id.strip():
         skipped.add("empty_id", entry.where, "an utterance needs an id")
+        return False
+    if has := wrong_id(entry.id):
+        skipped.add("bad_id", entry.where, f"the id {entry.id[:80]!r} has {has}")
         return False
     if not entry.text.strip():
         skipped.add("empty_text", entry.where, f"{entry.id!r} has no text")
