@@ -57,9 +57,11 @@ class Names:
     def close(self, abandon: bool = False) -> None: ...
 
 
-def spread(cfg: PrecomputeConfig, units: Sequence[Unit]) -> Generator[Receipt, None, None]:
+def spread(cfg: PrecomputeConfig, units: Sequence[Unit], mended: bool = False) -> Generator[Receipt, None, None]:
     """Encode units one after the other, in this process and without a model; audio is mended before a requeue."""
-    encoder = UnitEncoder(Tones(), Names(cfg.requeue), Path(cfg.out), cfg.batch_s, cfg.max_duration_s, 1 << 30)  # type: ignore[arg-type]
+    encoder = UnitEncoder(
+        Tones(), Names(cfg.requeue or mended), Path(cfg.out), cfg.batch_s, cfg.max_duration_s, 1 << 30
+    )  # type: ignore[arg-type]
     try:
         for unit in units:
             yield encoder.encode_unit(unit)

@@ -1,7 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -10,11 +14,14 @@ import pytest
 from sm_train.data import shards
 from sm_train.data.manifest import cut_units, read_manifest
 from sm_train.encoding.batches import cut_batches
+from sm_train.encoding.decoders import Decoded
+from sm_train.encoding.job import Abandoned
 from sm_train.encoding.units import UnitEncoder
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig, make_encoder
-from sm_train.records import Unit
+from sm_train.records import Unit, Utterance
 from tests import builders, encoders
+from tests.chaos import sets
 
 
 def test_batches_hold_like_lengths_under_the_budget() -> None:
@@ -132,3 +139,53 @@ def test_features_that_overflow_float16_are_quarantined(make, manifest: Path, tm
     (bad,) = shards.read_part(tmp_path, unit.part)["quarantined"]
     second = cut_batches([u.duration_s for u in unit.utterances], 12.0)[0][1]
     assert (bad["id"], bad["reason"]) == (unit.utterances[second].id, "non_finite")
+
+
+def unit_of(count: int) -> Unit:
+    rows = [builders.row(f"u{i}", "good", 1.0 + i, "hello") for i in range(count)]
+    return Unit(0, tuple(Utterance(**row) for row in rows))
+
+
+def test_an_error_anywhere_is_the_units_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    class Broken(sets.Tones):
+        def encode(self, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+            return [None for _ in inputs] if len(inputs[0]) == 2 else super().encode(inputs)
+
+    encoder = UnitEncoder(Broken(), sets.Names(False), tmp_path, 1.0, 60.0, 1)
+    first, second = unit_of(3), Unit(1, tuple(replace(u, id=u.id + "xx") for u in unit_of(3).utterances))
+    first = Unit(0, tuple(replace(u, id="ab") for u in first.utterances[:1]))
+    encoder.encoder.inputs = SimpleNamespace(prepare=lambda samples_S: samples_S)
+    encoder.decoder.submit = lambda utterance: done(Decoded(np.ones(len(utterance.id), np.float32), 160))
+    with pytest.raises(AttributeError):
+        encoder.submit(first).result(timeout=20)
+    assert encoder.submit(second).result(timeout=20).num_committed == 3
+    encoder.close()
+
+
+def done(one: Decoded) -> Future[Decoded]:
+    future: Future[Decoded] = Future()
+    future.set_result(one)
+    return future
+
+
+def test_closing_at_once_gives_up_what_is_open(tmp_path: Path) -> None:
+    asked: list[Future[Decoded]] = []
+
+    class Slow:
+        def submit(self, utterance: Utterance) -> Future[Decoded]:
+            asked.append(Future())
+            return asked[-1]
+
+        def close(self, abandon: bool = False) -> None:
+            for future in asked:
+                future.set_exception(RuntimeError("closed"))
+
+    encoder = UnitEncoder(sets.Tones(), Slow(), tmp_path, 1.0, 60.0, 1)
+    futures = [encoder.submit(unit) for unit in (unit_of(3), Unit(1, unit_of(2).utterances))]
+    while not asked:
+        time.sleep(0.01)
+    encoder.close(abandon=True)
+    for future in futures:
+        with pytest.raises(Abandoned, match="was left, as its run ends"):
+            future.result(timeout=0)
+    assert list(tmp_path.iterdir()) == []
