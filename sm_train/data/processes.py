@@ -22,7 +22,7 @@ def is_gone(identity: str) -> bool:
     """Whether a process has certainly ended; False for those of other machines, of which nothing is known."""
     pid, _, rest = identity.partition("-")
     start, _, machine = rest.partition("-")
-    return bool(machine) and machine == _machine() and pid.isdigit() and _start(int(pid)) != start
+    return bool(machine) and machine == _machine() and pid.isdigit() and _has_ended(int(pid), start)
 
 
 def _machine() -> str:
@@ -33,10 +33,22 @@ def _machine() -> str:
         return ""
 
 
+def _has_ended(pid: int, start: str) -> bool:
+    if (found := _start(pid)) is not None:
+        return found != start
+    try:
+        os.kill(pid, 0)  # /proc may hide what others run
+    except (ProcessLookupError, OverflowError):
+        return True
+    except PermissionError:
+        pass
+    return False
+
+
 def _start(pid: int) -> str | None:
-    """Clock ticks from the boot to a process's start; None if it has ended."""
+    """Clock ticks from the boot to a process's start, "" once it has ended; None if that cannot be read."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b") ")[2].split()
     except OSError:
         return None
-    return None if fields[0].decode() in _GONE else fields[19].decode()
+    return "" if fields[0].decode() in _GONE else fields[19].decode()

@@ -6,6 +6,7 @@ Names are relative to the set, with slashes. Nothing above this file knows which
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -15,6 +16,9 @@ from typing import Protocol
 
 from sm_train import files
 from sm_train.errors import UserError
+
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what a file system without hard links says
 
 
 class Absent(UserError):
@@ -120,7 +124,11 @@ class Folder:
         files.write_whole(self.root / name, lambda aside: aside.write_bytes(data))
 
     def write_new(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one: a finished one is linked to its name, which only one writer can do."""
+        """Write a file unless there is one: a finished one is linked to its name, which only one writer can do.
+
+        Where the file system has no hard links, the name itself is taken first, and then filled: still of two writers
+        one wins, but a reader may meet half a file, and a writer that is killed then leaves one.
+        """
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{files.ASIDE}{path.name}-{socket.gethostname()}-{os.getpid()}")
@@ -130,6 +138,11 @@ class Folder:
             os.link(aside, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not _fill_new(path, data):
+                return False
         finally:
             aside.unlink(missing_ok=True)
         files.sync(path.parent)
@@ -162,6 +175,22 @@ class Folder:
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _fill_new(path: Path, data: bytes) -> bool:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
 
 
 class Guarded:
