@@ -17,7 +17,6 @@ from typing import Protocol
 from sm_train import files
 from sm_train.errors import UserError
 
-
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what a file system without hard links says
 
 
@@ -44,8 +43,8 @@ class Store(Protocol):
     def names(self, folder: str = "") -> list[str]:
         """The files and folders right in the set, or in a folder of it, sorted; hidden ones are left out."""
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; one that is there gives way."""
+    def write(self, name: str, data: bytes | Path) -> None:
+        """Write a file from bytes or a local file, whole or not at all; one that is there gives way."""
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write a file unless there is one of that name; whether it was written. Of two writers at once, one wins."""
@@ -83,7 +82,7 @@ def at(place: Path | str | Store) -> Store:
     if not separator:
         return Folder(Path(place))
     if scheme == "file":
-        return Folder(Path(rest))
+        raise UserError(f"{place}: a set in a folder is named by its path, as {rest}")
     if scheme not in ("s3", "gs"):
         raise UserError(f"{place}: sets are written to a folder, to s3://bucket/prefix or to gs://bucket/prefix")
     from sm_train.data.bucket import Bucket  # and with it Arrow's file systems
@@ -119,9 +118,13 @@ class Folder:
         found: Sequence[str] = os.listdir(path) if path.is_dir() else ()
         return sorted(name for name in found if not name.startswith("."))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Path) -> None:
         """Write a file, whole or not at all."""
-        files.write_whole(self.root / name, lambda aside: aside.write_bytes(data))
+
+        def fill(aside: Path) -> None:
+            shutil.copyfile(data, aside) if isinstance(data, Path) else aside.write_bytes(data)
+
+        files.write_whole(self.root / name, fill)
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write a file unless there is one: a finished one is linked to its name, which only one writer can do.
@@ -211,7 +214,7 @@ class Guarded:
         """The files and folders right in the set, or in a folder of it."""
         return self._place.names(folder)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Path) -> None:
         """Write a file."""
         self._check()
         self._place.write(name, data)
