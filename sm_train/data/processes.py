@@ -1,9 +1,12 @@
-"""Which process left something behind, and whether it is gone: for leases and scratch folders."""
+"""Which process left something behind, whether it is gone, and how to end with one's parent."""
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
+import signal
+import sys
 from pathlib import Path
 
 _GONE = ("Z", "X")  # a zombie has ended; nobody has asked for its exit code yet
@@ -23,6 +26,15 @@ def is_gone(identity: str) -> bool:
     pid, _, rest = identity.partition("-")
     start, _, machine = rest.partition("-")
     return bool(machine) and machine == _machine() and pid.isdigit() and _has_ended(int(pid), start)
+
+
+def die_with(parent: int) -> None:
+    """Have the system kill this process once its parent has ended, or now if it has already (Linux only)."""
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _machine() -> str:
