@@ -7,7 +7,7 @@ import os
 import queue
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import replace
 from typing import Any
 
@@ -83,29 +83,60 @@ class ActorDecoder:
         first = os.getpid() % len(actors)  # not all encoders the same
         self._next = itertools.cycle([*actors[first:], *actors[:first]])
         self._todo: queue.SimpleQueue[tuple[Utterance, Future[Decoded | Quarantined]] | None] = queue.SimpleQueue()
+        self._open: dict[Future[Decoded | Quarantined], None] = {}
+        self._changed = threading.Condition()
+        self._is_closed = False
         self._thread = threading.Thread(target=self._send, name="decode-calls", daemon=True)
         self._thread.start()
 
     def submit(self, utterance: Utterance) -> Future[Decoded | Quarantined]:
         """Decode one utterance, or say why it cannot be used."""
         future: Future[Decoded | Quarantined] = Future()
-        self._todo.put((utterance, future))
+        future.set_running_or_notify_cancel()
+        with self._changed:
+            self._open[future] = None
+            if not self._is_closed:
+                self._todo.put((utterance, future))
+                return future
+        self._answer(future, CancelledError("the decoder is closed"))
         return future
 
-    def close(self) -> None:
-        """End; what was given and not yet sent is left alone."""
+    def close(self, abandon: bool = False) -> None:
+        """End once all is answered; or at once, what has no answer yet failing, whatever the actors go on with."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.wait_for(lambda: abandon or not self._open)
+            left = list(self._open)
+        for future in left:
+            self._answer(future, CancelledError("the decoder was closed"))
         self._todo.put(None)
         self._thread.join()
+
+    def _answer(self, future: Future[Decoded | Quarantined], found: Decoded | Quarantined | BaseException) -> None:
+        """The first answer counts."""
+        with self._changed:
+            if future not in self._open:
+                return
+            del self._open[future]
+            self._changed.notify_all()
+        if isinstance(found, BaseException):
+            future.set_exception(found)
+        else:
+            future.set_result(found)
 
     def _send(self) -> None:
         """Gather what is there into calls, and let each call's end answer its futures."""
         while job := self._todo.get():
-            jobs = [job]
+            jobs, is_last = [job], False
             while len(jobs) < _CALL_UTTERANCES and not self._todo.empty():
                 if (following := self._todo.get()) is None:
-                    return
+                    is_last = True
+                    break
                 jobs.append(following)
-            self._call(jobs)
+            if jobs := [job for job in jobs if not job[1].done()]:
+                self._call(jobs)
+            if is_last:
+                return
 
     def _again(self, jobs: _Jobs) -> None:
         for job in jobs:
@@ -117,17 +148,21 @@ class ActorDecoder:
             if isinstance(error, self._ray.exceptions.RayTaskError):
                 cause = getattr(error, "cause", None)
                 for _, future in jobs:
-                    future.set_exception(cause if isinstance(cause, Exception) else error)
+                    self._answer(future, cause if isinstance(cause, Exception) else error)
             elif error is not None:
                 again = threading.Timer(_PAUSE_S, self._again, (jobs,))
                 again.daemon = True
                 again.start()
             else:
                 for (_, future), one in zip(jobs, done.result(), strict=True):
-                    future.set_result(_own(one))
+                    self._answer(future, _own(one))
 
-        call = next(self._next).decode.remote(self._decoding, [utterance for utterance, _ in jobs])
-        call.future().add_done_callback(answer)
+        try:
+            call = next(self._next).decode.remote(self._decoding, [utterance for utterance, _ in jobs])
+            call.future().add_done_callback(answer)
+        except Exception as error:  # as where this process has left its cluster
+            for _, future in jobs:
+                self._answer(future, error)
 
 
 def _own(one: Decoded | Quarantined) -> Decoded | Quarantined:

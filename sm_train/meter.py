@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections import Counter
@@ -156,7 +157,11 @@ def _quarantined(reasons: Counter[str]) -> str:
 def _open(path: Path) -> Any:
     """The log, to append whole lines to: a killed run may have left half a line."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_cut = path.exists() and path.stat().st_size > 0 and path.read_bytes()[-1:] != b"\n"
+    is_cut = False
+    if path.exists() and path.stat().st_size > 0:
+        with path.open("rb") as before:
+            before.seek(-1, os.SEEK_END)
+            is_cut = before.read() != b"\n"
     file = path.open("a", encoding="utf-8")
     if is_cut:
         file.write("\n")

@@ -128,6 +128,8 @@ def load(path: Path | str, start_s: float = 0.0, duration_s: float = 0.0) -> NDA
     mono = samples.mean(axis=1)
     if rate_hz != SAMPLE_RATE_HZ:
         mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
+        if len(mono) == 0:
+            raise BadAudio("empty_audio", f"{path}: its {len(samples)} samples at {rate_hz} Hz are none at 16 kHz")
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 

@@ -56,7 +56,7 @@ class Bucket:
         """The files and folders right in the set, or in a folder of it, sorted; hidden ones are left out."""
         return [name for name in self._remote.names(folder) if not name.startswith(".")]
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Path) -> None:
         """Write a file: a reader sees the old one or the new one."""
         self._remote.put(name, data)
 

@@ -192,6 +192,8 @@ def read_rows(path: Path | str, columns: Sequence[str], optional: dict[str, Any]
 
 def _open(path: Path | str) -> BinaryIO:
     """A file, or the bytes of an object."""
+    if str(path).startswith("file://"):
+        raise UserError(f"{path}: a file on a disk is named by its path, as {str(path).removeprefix('file://')}")
     if "://" in str(path):
         from sm_train.data.remote import Remote  # and with it Arrow's file systems
 

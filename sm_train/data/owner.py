@@ -107,8 +107,9 @@ class Lease:
             raise UserError(self._lost)
 
     def stop_here(self, *_: object) -> None:
-        """The handler of the signal, in the main thread."""
-        raise UserError(self._lost)
+        """The handler of the signal, in the main thread; one that others sent means nothing."""
+        if self._lost:
+            raise UserError(self._lost)
 
     def give_up(self) -> None:
         """Remove every trace of leases, unless the set has another holder."""

@@ -6,6 +6,7 @@ Names are relative to the set, with slashes. Nothing above this file knows which
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -15,6 +16,8 @@ from typing import Protocol
 
 from sm_train import files
 from sm_train.errors import UserError
+
+_NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)  # what a file system without hard links says
 
 
 class Absent(UserError):
@@ -40,8 +43,8 @@ class Store(Protocol):
     def names(self, folder: str = "") -> list[str]:
         """The files and folders right in the set, or in a folder of it, sorted; hidden ones are left out."""
 
-    def write(self, name: str, data: bytes) -> None:
-        """Write a file, whole or not at all; one that is there gives way."""
+    def write(self, name: str, data: bytes | Path) -> None:
+        """Write a file from bytes or a local file, whole or not at all; one that is there gives way."""
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Write a file unless there is one of that name; whether it was written. Of two writers at once, one wins."""
@@ -79,7 +82,7 @@ def at(place: Path | str | Store) -> Store:
     if not separator:
         return Folder(Path(place))
     if scheme == "file":
-        return Folder(Path(rest))
+        raise UserError(f"{place}: a set in a folder is named by its path, as {rest}")
     if scheme not in ("s3", "gs"):
         raise UserError(f"{place}: sets are written to a folder, to s3://bucket/prefix or to gs://bucket/prefix")
     from sm_train.data.bucket import Bucket  # and with it Arrow's file systems
@@ -115,12 +118,20 @@ class Folder:
         found: Sequence[str] = os.listdir(path) if path.is_dir() else ()
         return sorted(name for name in found if not name.startswith("."))
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Path) -> None:
         """Write a file, whole or not at all."""
-        files.write_whole(self.root / name, lambda aside: aside.write_bytes(data))
+
+        def fill(aside: Path) -> None:
+            shutil.copyfile(data, aside) if isinstance(data, Path) else aside.write_bytes(data)
+
+        files.write_whole(self.root / name, fill)
 
     def write_new(self, name: str, data: bytes) -> bool:
-        """Write a file unless there is one: a finished one is linked to its name, which only one writer can do."""
+        """Write a file unless there is one: a finished one is linked to its name, which only one writer can do.
+
+        Where the file system has no hard links, the name itself is taken first, and then filled: still of two writers
+        one wins, but a reader may meet half a file, and a writer that is killed then leaves one.
+        """
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{files.ASIDE}{path.name}-{socket.gethostname()}-{os.getpid()}")
@@ -130,6 +141,11 @@ class Folder:
             os.link(aside, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not _fill_new(path, data):
+                return False
         finally:
             aside.unlink(missing_ok=True)
         files.sync(path.parent)
@@ -164,6 +180,22 @@ class Folder:
                 path.unlink(missing_ok=True)
 
 
+def _fill_new(path: Path, data: bytes) -> bool:
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
+    return True
+
+
 class Guarded:
     """Another store, which is written to only after ``check()``, which raises where that must not be."""
 
@@ -182,7 +214,7 @@ class Guarded:
         """The files and folders right in the set, or in a folder of it."""
         return self._place.names(folder)
 
-    def write(self, name: str, data: bytes) -> None:
+    def write(self, name: str, data: bytes | Path) -> None:
         """Write a file."""
         self._check()
         self._place.write(name, data)

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sm_train.data import audio
+from sm_train.data import audio, processes
 from sm_train.data.inputs import Inputs
 from sm_train.errors import UserError
 from sm_train.records import Utterance
@@ -45,6 +45,7 @@ def _serve(requests: BinaryIO, replies: int) -> None:
     cfg = DecodeConfig(**json.loads(requests.readline()))
     prepare = Inputs.from_json(cfg.inputs).prepare if cfg.inputs else np.asarray
     _reply(replies, {})
+    _say_no_more()
     for line in requests:
         utterance = Utterance(**json.loads(line))
         try:
@@ -63,9 +64,17 @@ def _serve(requests: BinaryIO, replies: int) -> None:
         except UserError as error:
             _reply(replies, {"mistake": str(error)})
         except Exception:
-            _reply(replies, {"bug": traceback.format_exc()})
+            _reply(replies, {"reason": "undecodable", "detail": traceback.format_exc().strip().splitlines()[-1]})
         else:
             _reply(replies, {"shape": values.shape, "num_samples": len(samples_S)}, values)
+
+
+def _say_no_more() -> None:
+    """After the start nobody reads what libraries print."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for handle in (1, 2):
+        os.dup2(null, handle)
+    os.close(null)
 
 
 def _reply(replies: int, head: dict[str, Any], values: NDArray[np.float32] | None = None) -> None:
@@ -82,10 +91,13 @@ def _write_all(handle: int, views: Sequence[memoryview]) -> None:
 
 
 def _main() -> None:
+    processes.die_with(int(sys.argv[1]))  # in the middle of an utterance, too
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the one who asked decides
     replies = os.dup(1)
     os.dup2(2, 1)  # what libraries print must not come between
-    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    soft = _MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(_MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     _serve(sys.stdin.buffer, replies)
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
@@ -44,8 +44,13 @@ class Decoder(Protocol):
     def submit(self, utterance: Utterance) -> Future[Decoded | Quarantined]:
         """Decode one utterance, or say why it cannot be used."""
 
-    def close(self) -> None:
-        """Finish what was given, and end."""
+    def close(self, abandon: bool = False) -> None:
+        """Finish what was given, and end.
+
+        Args:
+            abandon: end at once; every future that has no answer yet is cancelled or fails with a CancelledError, as
+                those of what is submitted later do.
+        """
 
 
 class DecodePool:
@@ -59,40 +64,81 @@ class DecodePool:
     def __init__(self, cfg: DecodeConfig, workers: int, timeout_s: float) -> None:
         self._cfg, self._timeout_s = cfg, timeout_s
         self._todo: queue.SimpleQueue[tuple[Utterance, Future[Decoded | Quarantined]] | None] = queue.SimpleQueue()
-        self._threads = [threading.Thread(target=self._work, name=f"decode-{i}", daemon=True) for i in range(workers)]
+        self._lock = threading.Lock()
+        self._is_closed = self._is_abandoned = False
+        self._children: dict[int, _Child] = {}  # by worker
+        self._threads = [
+            threading.Thread(target=self._work, args=(i,), name=f"decode-{i}", daemon=True) for i in range(workers)
+        ]
         for thread in self._threads:
             thread.start()
 
     def submit(self, utterance: Utterance) -> Future[Decoded | Quarantined]:
         """Decode one utterance, or say why it cannot be used."""
         future: Future[Decoded | Quarantined] = Future()
-        self._todo.put((utterance, future))
+        with self._lock:
+            if self._is_closed:
+                future.set_exception(CancelledError("the decoder is closed"))
+            else:
+                self._todo.put((utterance, future))
         return future
 
-    def close(self) -> None:
-        """End the processes once they have done what they were given."""
+    def close(self, abandon: bool = False) -> None:
+        """End the processes once they have done what they were given, or at once."""
+        with self._lock:
+            self._is_closed = True
+            self._is_abandoned |= abandon
+            for child in self._children.values() if abandon else ():
+                child.kill()
         for _ in self._threads:
             self._todo.put(None)
         for thread in self._threads:
             thread.join()
 
-    def _work(self) -> None:
-        child: _Child | None = None
+    def _work(self, worker: int) -> None:
         while job := self._todo.get():
             utterance, future = job
+            if self._is_abandoned:
+                future.cancel()
+            if not future.set_running_or_notify_cancel():
+                continue
             try:
-                for attempt in range(_TRIES):
-                    child = child or _Child(self._cfg)
-                    try:
-                        future.set_result(child.decode(utterance, self._timeout_s))
-                        break
-                    except _Crashed as crash:
-                        child = None
-                        if attempt + 1 == _TRIES:
-                            detail = f"the decoder {crash}, {_TRIES} times"
-                            future.set_result(Quarantined(utterance.id, crash.reason, detail))
-            except Exception as error:
+                future.set_result(self._decode(worker, utterance))
+            except BaseException as error:
                 future.set_exception(error)
+        self._forget(worker)
+
+    def _decode(self, worker: int, utterance: Utterance) -> Decoded | Quarantined:
+        crashes: list[_Crashed] = []
+        while len(crashes) < _TRIES:
+            try:
+                return self._child(worker).decode(utterance, self._timeout_s)
+            except UserError:  # which a whole reply said
+                raise
+            except BaseException as error:
+                self._forget(worker, kill=True)  # or the rest of its reply would be taken for the next one
+                if self._is_abandoned:
+                    raise CancelledError("the decoder was closed") from None
+                if not isinstance(error, _Crashed):
+                    raise
+                crashes.append(error)
+        return Quarantined(utterance.id, crashes[-1].reason, f"the decoder {crashes[-1]}, {_TRIES} times")
+
+    def _child(self, worker: int) -> _Child:
+        if child := self._children.get(worker):
+            return child
+        with self._lock:
+            if self._is_abandoned:
+                raise CancelledError
+            child = self._children[worker] = _Child()
+        child.start(self._cfg)
+        return child
+
+    def _forget(self, worker: int, kill: bool = False) -> None:
+        with self._lock:
+            child = self._children.pop(worker, None)
+        if child and kill:
+            child.kill()
         if child:
             child.end()
 
@@ -106,12 +152,12 @@ class _Crashed(Exception):
 
 
 class _Child:
-    """One decoding process, seen from the encoder's."""
+    """One decoding process, seen from the encoder's; the thread that makes it must live as long."""
 
-    def __init__(self, cfg: DecodeConfig) -> None:
+    def __init__(self) -> None:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  its life is the child's
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "sm_train.encoding.decode"],
+            [sys.executable, "-m", "sm_train.encoding.decode", str(os.getpid())],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, bufsize=0,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )  # fmt: skip
@@ -120,12 +166,20 @@ class _Child:
         self._requests, self._replies = self._process.stdin, self._process.stdout
         self._poll = select.poll()
         self._poll.register(self._replies, select.POLLIN)
+
+    def start(self, cfg: DecodeConfig) -> None:
+        """Tell it of the job.
+
+        Raises:
+            RuntimeError: it ended, with what it said.
+        """
         try:
             self._ask(asdict(cfg), _START_S)
         except _Crashed as crash:
             self._errors.seek(0)
             said = self._errors.read().decode(errors="replace")
             raise RuntimeError(f"a decoding process {crash} at its start:\n{said}") from None
+        self._errors.close()
 
     def decode(self, utterance: Utterance, timeout_s: float) -> Decoded | Quarantined:
         """What it makes of an utterance.
@@ -139,8 +193,6 @@ class _Child:
             return Quarantined(utterance.id, reply["reason"], reply["detail"])
         if "mistake" in reply:
             raise UserError(reply["mistake"])
-        if "bug" in reply:
-            raise RuntimeError(f"a decoding process failed at {utterance.id!r}:\n{reply['bug']}")
         values = np.empty(reply["shape"], np.float32)
         self._read_into(
             values.reshape(-1).view(np.uint8).data if values.size else memoryview(b""), time.monotonic() + timeout_s
@@ -175,6 +227,10 @@ class _Child:
         code = self._process.wait()
         how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         raise _Crashed("crashes_decoder", how)
+
+    def kill(self) -> None:
+        """End it now, from any thread."""
+        self._process.kill()
 
     def end(self) -> None:
         """Let it go: at the end of its input it leaves."""

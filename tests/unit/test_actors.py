@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,12 +38,15 @@ class Actor:
     def __init__(self, *errors: Exception) -> None:
         self.errors, self.calls = list(errors), list[list[str]]()
         self.decode = SimpleNamespace(remote=self.call)
+        self.is_silent, self.silent = False, list[Future[Any]]()
 
     def call(self, decoding: DecodeConfig, utterances: Sequence[Utterance]) -> Any:
         assert decoding == DECODING
         self.calls.append([u.id for u in utterances])
         future: Future[Any] = Future()
-        if self.errors:
+        if self.is_silent:
+            self.silent.append(future)
+        elif self.errors:
             future.set_exception(self.errors.pop())
         else:
             future.set_result([one(u) for u in utterances])
@@ -100,4 +103,36 @@ def test_a_mistake_and_a_bug_reach_whoever_asked(make: Callable[..., ActorDecode
     decoder = make(Actor(RayTaskError(UserError("no bucket"))))
     with pytest.raises(UserError, match="no bucket"):
         decoder.submit(ask("1")).result(timeout=10)
+    decoder.close()
+
+
+def test_a_close_waits_for_every_answer_those_asked_again_too(make: Callable[..., ActorDecoder]) -> None:
+    decoder = make(Actor(ActorDiedError(), ActorDiedError()))
+    futures = [decoder.submit(ask(str(i))) for i in range(20)]
+    decoder.close()
+    assert [int(future.result(timeout=0).inputs[0]) for future in futures] == list(range(20))
+    with pytest.raises(CancelledError):
+        decoder.submit(ask("1")).result(timeout=0)
+
+
+def test_abandoned_everything_fails_at_once_and_late_answers_are_let_be(make: Callable[..., ActorDecoder]) -> None:
+    actor = Actor()
+    actor.is_silent = True
+    decoder = make(actor)
+    futures = [decoder.submit(ask(str(i))) for i in range(20)]
+    decoder.close(abandon=True)
+    for future in futures:
+        with pytest.raises(CancelledError):
+            future.result(timeout=0)
+    for call, names in zip(actor.silent, actor.calls, strict=True):
+        call.set_result([one(ask(name)) for name in names])
+
+
+def test_a_call_that_cannot_be_made_fails_its_utterances(make: Callable[..., ActorDecoder]) -> None:
+    actor = Actor()
+    actor.decode = SimpleNamespace(remote=lambda *_: 1 / 0)
+    decoder = make(actor)
+    for future in [decoder.submit(ask(str(i))) for i in range(10)]:
+        with pytest.raises(ZeroDivisionError):
+            future.result(timeout=10)
     decoder.close()

@@ -64,6 +64,8 @@ def test_each_kind_of_bad_file_has_its_reason(tmp_path: Path) -> None:
     assert reason(tmp_path / "noise.flac") == "undecodable"
     soundfile.write(tmp_path / "none.wav", np.zeros(0), 16_000)
     assert reason(tmp_path / "none.wav") == "empty_audio"
+    soundfile.write(tmp_path / "one.wav", np.full(1, 0.5), 48_000)
+    assert reason(tmp_path / "one.wav", duration_s=0.001) == "empty_audio"
     for bad in (np.nan, np.inf):
         soundfile.write(tmp_path / "bad.wav", np.r_[tone(16_000), bad], 16_000, subtype="FLOAT")
         assert reason(tmp_path / "bad.wav", duration_s=1.1) == "non_finite"

@@ -49,13 +49,15 @@ def folder_of(bucket: Bucket, name: str, files: dict[str, bytes]) -> Path:
 
 def test_an_address_opens_a_bucket_and_a_path_a_folder(bucket: Bucket, tmp_path: Path) -> None:
     assert isinstance(store.at("s3://bucket/x"), Bucket)
-    assert isinstance(store.at(f"file://{tmp_path}"), store.Folder)
+    assert isinstance(store.at(str(tmp_path)), store.Folder)
     assert store.at(bucket) is bucket
     assert bucket.uri.endswith("/set")
     assert store.absolute("s3://b/x") == "s3://b/x"
     assert store.absolute("x") == str(Path("x").resolve())
     with pytest.raises(UserError, match="hdfx://x: sets are written to a folder, to s3"):
         store.at("hdfx://x")
+    with pytest.raises(UserError, match=r"file:///a/b: a set in a folder is named by its path, as /a/b$"):
+        store.at("file:///a/b")
     with pytest.raises(UserError, match="settings of a storage come from the environment"):
         store.at("s3://bucket/x?region=a")
 

@@ -176,3 +176,8 @@ def test_relative_audio_starts_where_the_manifest_lies(tmp_path: Path, monkeypat
     assert manifest.root_of(tmp_path / "m.jsonl") == str(tmp_path)
     assert manifest.root_of("s3://bucket/corpora/one/m.jsonl") == "s3://bucket/corpora/one"
     assert manifest.root_of("s3://bucket/m.jsonl") == "s3://bucket"
+
+
+def test_a_file_address_is_refused_with_the_path_to_give() -> None:
+    with pytest.raises(UserError, match=r"^file:///a/m.jsonl: a file on a disk is named by its path, as /a/m.jsonl$"):
+        manifest.read_manifest("file:///a/m.jsonl")

@@ -85,3 +85,12 @@ def test_nothing_done_is_nothing_said(tmp_path: Path, capsys: pytest.CaptureFixt
         pass
     assert capsys.readouterr().err == ""
     assert (tmp_path / "log.jsonl").read_text() == ""
+
+
+def test_of_a_long_log_only_the_end_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("{}\n")
+    monkeypatch.setattr(Path, "read_bytes", lambda path: pytest.fail("the whole log is read"))
+    with Meter(1, 1, log) as measured:
+        measured.add(receipt(0))
+    assert [line.get("event") for line in lines(log)] == [None, "unit", "end"]

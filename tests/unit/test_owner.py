@@ -268,3 +268,10 @@ def test_a_thread_that_is_not_the_main_one_finds_out_at_its_end(
     thread.start()
     thread.join()
     assert "another driver has taken over" in said[0]
+
+
+def test_a_signal_from_outside_means_nothing(tmp_path: Path) -> None:
+    with owner.hold(tmp_path) as held:
+        signal.raise_signal(signal.SIGUSR2)
+        held.write("fine", b"1")
+    assert os.listdir(tmp_path) == ["fine"]

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
+
+import pytest
 
 from sm_train.data import processes
 
@@ -37,3 +40,18 @@ def test_a_pid_that_was_given_again_and_an_unknown_machine() -> None:
     assert not processes.is_gone(f"{pid}-{int(start) - 1}-0123456789ab")
     for nonsense in ("", "x", "1-2", "--", f"{pid}-1-", f"no-1-{machine}"):
         assert not processes.is_gone(nonsense)
+
+
+def test_one_that_proc_hides_is_gone_only_if_nothing_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    pid, start, machine = processes.own().split("-")
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+
+    def hidden(path: Path) -> bytes:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_bytes", hidden)
+    assert not processes.is_gone(f"{pid}-{start}-{machine}")
+    assert not processes.is_gone(f"1-1-{machine}")  # another's, unless we are root
+    assert processes.is_gone(f"{child.pid}-1-{machine}")
+    assert processes.is_gone(f"{'9' * 30}-1-{machine}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import math
 import os
 import signal
@@ -19,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from sm_train import config
+from sm_train.data import processes
 from sm_train.errors import UserError
 from sm_train.models.speech import device_here
 from sm_train.records import MicroBatch
@@ -174,9 +174,9 @@ def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
 def _die_with_launcher() -> None:
     """Under torchrun, end when it ends: a launcher that is killed would leave its ranks at work (Linux only)."""
     if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        set_parent_death_signal, launcher = 1, os.getppid()
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)
-        if os.getppid() != launcher or (launcher == 1 and not _is_python(1)):  # it was dead before it was asked for
+        launcher = os.getppid()
+        processes.die_with(launcher)
+        if launcher == 1 and not _is_python(1):  # it was dead before it was asked for
             os.kill(os.getpid(), signal.SIGKILL)
 
 
