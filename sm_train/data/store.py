@@ -166,6 +166,8 @@ class Folder:
         path = self.root / name
         if not path.is_dir():
             path.unlink(missing_ok=True)
+            if path.parent.is_dir():
+                files.sync(path.parent)  # what is written next must not come back beside it
             return
         aside = self.scratch(f"removed-{name}")
         os.rename(path, aside)

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from sm_train import config, files
-from sm_train.data import shards
+from sm_train.data import shards, store
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.target_set import (
     EMBEDDING,
@@ -152,7 +152,7 @@ def _open(
         extended_at = [*started["extended_at"], *([before] if before < len(utterances) else [])]
     contract = {**asked, "covers": dict(covers), "extended_at": extended_at}
     if shards.is_complete(root):
-        (root / shards.DATASET).unlink()
+        store.at(root).remove(shards.DATASET)
         files.sync(root)
     if started:
         files.write_json(path, contract)
