@@ -118,6 +118,7 @@ def test_half_a_reply_is_never_taken_for_the_next_one(
         patch.setattr(decoders, "np", SimpleNamespace(empty=no_memory, float32=np.float32, uint8=np.uint8))
         with pytest.raises(MemoryError):
             pool.submit(utterances[0]).result()
+    assert not pool._children
     found = pool.submit(utterances[1]).result()
     assert isinstance(found, Decoded)
     assert isinstance(expected, Decoded)
