@@ -259,14 +259,16 @@ def test_a_set_with_a_round_is_found_whole_and_encodes_to_the_same_bits(
 def test_a_round_that_has_only_begun_is_not_encoded_again(
     copied: Path, manifest: Path, encoder_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    begun = {"first_part": "part-0000004", "ids": ["utt-003"], "is_over": False}
+    row = {"id": "utt-003", "reason": "silent", "detail": "", "attempts": 1}
+    begun = {"first_part": "part-0000004", "rows": [row], "is_over": False}
     files.write_json(copied / "requeue-0001.json", begun)
     again = ["--sample", "30", "--manifest", str(manifest), "--encoder", str(encoder_folder)]
     verify.main([str(copied), *again])
     assert "30 utterances encoded again" in capsys.readouterr().out
-    files.write_json(copied / "requeue-0001.json", {"ids": 3})
-    with pytest.raises(UserError, match="its requeue files cannot be followed"):
-        verify.main([str(copied), *again])
+    for harmed, said in (("{}", "is no round of requeue"), ("{", "its requeue files cannot be followed")):
+        (copied / "requeue-0001.json").write_text(harmed)
+        with pytest.raises(UserError, match=said):
+            verify.main([str(copied), *again])
 
 
 QUARANTINE_DAMAGE: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
