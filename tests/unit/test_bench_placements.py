@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -231,6 +232,11 @@ def test_ranks_are_the_children_that_have_one(tmp_path: Path) -> None:
     with started([sys.executable, "-c", code], tmp_path / "log", **pipes) as process:
         assert process.stdout is not None
         pids = [int(word) for word in process.stdout.readline().split()]
+        until = time.monotonic() + 20
+        while (
+            len(ranks_of(process.pid)) < 2 and time.monotonic() < until
+        ):  # a child has its own environment from exec on
+            time.sleep(0.01)
         assert ranks_of(process.pid) == dict(enumerate(pids))
         assert process.stdin is not None
         process.stdin.close()

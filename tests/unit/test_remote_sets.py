@@ -49,7 +49,8 @@ def build(folder: Path, token: str = "a", parts: int = 1) -> bool:
     names = [f"part-{number:07d}" for number in range(parts)]
     for name in names:
         if not shards.is_committed(root, name):
-            shards.write_part(root, name, {"id": "str"}, [{"id": token}], [{"id": token}], [], {})
+            row = {"id": f"{token}{name}"}
+            shards.write_part(root, name, {"id": "str"}, [row], [row], [], {})
     shards.commit(root, names, {}, "tokens.parquet")
     return True
 
