@@ -1,4 +1,4 @@
-"""MDS, MosaicML's shard format: written by its own MDSWriter, read by one small reader that needs no library.
+"""MDS, MosaicML's shard format, read by one small reader that needs no library; mds_writer.py writes it.
 
 A shard file is ``u32 num_samples | u32 offsets[num_samples + 1] | JSON of the columns | samples``; a sample is
 ``u32 size of each variable column | bytes of each column``, columns in the order of their names
@@ -11,9 +11,7 @@ import json
 import math
 import os
 import struct
-import sys
-import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,43 +41,11 @@ def digest(data: bytes | memoryview) -> str:
 def file_digest(path: Path) -> str:
     """The xxh3 of a whole file."""
     hasher = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(1 << 22):
-            hasher.update(block)
+    block = bytearray(1 << 22)  # one for all, as fresh ones would cost more than the hash
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(block):
+            hasher.update(memoryview(block)[:count])
     return str(hasher.hexdigest())
-
-
-def write(folder: Path, columns: Mapping[str, str], samples: Iterable[Mapping[str, Any]]) -> list[SampleRef]:
-    """Write samples as MDS shards with an ``index.json`` into a new folder, and read every one of them back.
-
-    Raises:
-        RuntimeError: what lies on disk is not what was written.
-    """
-    writer_class = import_writer()
-    written = []
-    writer = writer_class(out=str(folder), columns=dict(columns), exist_ok=False)
-    for sample in samples:
-        writer.write(dict(sample))
-        written.append(digest(writer.encode_sample(dict(sample))))
-    writer.finish()
-    refs = []
-    index = json.loads((folder / "index.json").read_text())
-    for entry in index["shards"]:
-        name = entry["raw_data"]["basename"]
-        with Shard(folder / name) as shard:
-            refs += [SampleRef(name, i, digest(shard.read(i))) for i in range(shard.num_samples)]
-    if [ref.xxh3 for ref in refs] != written:
-        raise RuntimeError(f"{folder}: the shards on disk differ from what was written")
-    return refs
-
-
-def import_writer() -> Any:
-    """MosaicML's MDSWriter."""
-    # streaming imports torchvision, which it needs only for image data sets and which breaks a CPU torch.
-    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
-    from streaming import MDSWriter
-
-    return MDSWriter
 
 
 class Shard:
@@ -148,7 +114,7 @@ class Shard:
             raise ValueError(f"it is cut short at sample {index}")
         sizes = struct.unpack(f"<{len(self._columns)}I", words)
         number = [name for name, _ in self._columns].index(column)
-        wanted = _array_head(out)
+        wanted = array_head(out)
         head = bytearray(min(4 * len(sizes) + sum(sizes[:number]) + len(wanted), end - begin))
         tail = bytearray(max(end - begin - len(head) - out.nbytes, 0))
         done = os.preadv(self._handle, [head, out.data, tail], begin)
@@ -205,7 +171,7 @@ def _array(value: memoryview, dtype: str) -> NDArray[Any]:
     return np.frombuffer(value[end:], dtype).reshape(shape)
 
 
-def _array_head(array: NDArray[Any]) -> bytes:
+def array_head(array: NDArray[Any]) -> bytes:
     """What stands before the numbers of an array in a sample: its rank and its shape, in the smallest type."""
     code = next(code for code, width in _SHAPE_BYTES.items() if max(array.shape) < 1 << 8 * width)
     return bytes([array.ndim << 2 | code]) + np.array(array.shape, f"<u{_SHAPE_BYTES[code]}").tobytes()

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sm_train import config, files
-from sm_train.data import mds, store
+from sm_train.data import mds, mds_writer, store
 from sm_train.data.joined import Joined
 from sm_train.data.store import Place, Store
 from sm_train.errors import UserError
@@ -120,12 +120,12 @@ def _write_part(
     rows: Sequence[Mapping[str, Any]], quarantined: Sequence[Quarantined], facts: Mapping[str, Any],
 ) -> None:  # fmt: skip
     aside = place.scratch(part)
-    refs = mds.write(aside, columns, samples)
+    refs, digests = mds_writer.write(aside, columns, samples)
     done = {
         "rows": [{**row, **asdict(ref)} for row, ref in zip(rows, refs, strict=True)],
         "quarantined": [asdict(row) for row in quarantined],
         "facts": dict(facts),
-        "files": {path.name: mds.file_digest(path) for path in sorted(aside.iterdir())},
+        "files": digests,
     }
     files.write_json(aside / DONE, done)
     place.publish(aside, part, DONE)

@@ -82,7 +82,7 @@ def describe(cfg: PrecomputeConfig, manifest_hash: str) -> dict[str, Any]:
 
 def environment(cfg: PrecomputeConfig) -> dict[str, Any]:
     """What else the bytes of the features depend on."""
-    names = ("torch", "transformers", "numpy", "soundfile", "soxr", "mosaicml-streaming")
+    names = ("torch", "transformers", "numpy", "soundfile", "soxr")
     software = {name: version(name) for name in names}
     device_type = pick_device(cfg.encoder.device).partition(":")[0]
     return {"device_type": device_type, "threads": cfg.threads, "software": software}

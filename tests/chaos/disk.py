@@ -18,7 +18,7 @@ from sm_train.train import checkpoint
 
 Tree = dict[str, bytes | str | None]
 """By path: a file's bytes, a link's target, None for a folder."""
-_CALLS = ("mkdir", "rename", "replace", "symlink", "unlink", "rmdir", "open", "fsync")
+_CALLS = ("mkdir", "rename", "replace", "symlink", "unlink", "rmdir", "open", "writev", "fsync")
 _ROOT = 0
 
 

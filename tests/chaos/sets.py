@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import io
 import itertools
 import os
 import shutil
@@ -18,7 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from sm_train.data import mds, owner, processes, shards
+from sm_train.data import mds, mds_writer, owner, processes, shards
 from sm_train.encoding.decoders import Decoded
 from sm_train.encoding.units import UnitEncoder
 from sm_train.models.speech import EncoderConfig
@@ -70,12 +68,13 @@ def spread(cfg: PrecomputeConfig, units: Sequence[Unit], mended: bool = False) -
 
 
 def job(folder: Path, out: Path, **changes: Any) -> PrecomputeConfig:
-    """A set of three parts: one with a bad row, one of two shards, one of bad rows alone."""
-    rows = [builders.row(f"utt-{i}", "bad" if i in (1, 4, 5) else "good", 1.0, "a text") for i in range(6)]
+    """A set of six parts of up to three shards: some with a bad row, one of bad rows alone."""
+    bad = (1, 3, 4, 5, 17)
+    rows = [builders.row(f"utt-{i:02}", "bad" if i in bad else "good", 1.0, "a text") for i in range(18)]
     manifest = folder / "manifest.jsonl"
     if not manifest.exists():
         builders.write_manifest(manifest, rows)
-    settings: dict[str, Any] = {"unit_utterances": 2, "max_quarantined_share": 0.9, "log": "none", **changes}
+    settings: dict[str, Any] = {"unit_utterances": 3, "max_quarantined_share": 0.9, "log": "none", **changes}
     return PrecomputeConfig(str(manifest), str(out), EncoderConfig(path="tones"), **settings)
 
 
@@ -112,44 +111,14 @@ class States:
                 self.found.append((call, kind, tree))
 
 
-class _Followed:
-    """A file of MDSWriter's, looked after at each of its writes."""
-
-    def __init__(self, file: Any, disk_: Disk) -> None:
-        self._file, self._disk = file, disk_
-
-    def write(self, data: Any) -> int:
-        count: int = self._file.write(data)
-        self._file.flush()
-        self._disk.look("write shard")
-        return count
-
-    def __enter__(self) -> _Followed:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._file.close()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
-
-
 def stops(root: Path, work: Callable[[], object], patch: pytest.MonkeyPatch, thorough: bool) -> States:
     """Do the work on a set's folder, and collect what stops would leave."""
     found = States(thorough)
     found.disk = follower = Disk(root, found.at_change)
-    real = builtins.open
-
-    def opened(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
-        made = real(file, mode, *args, **kwargs)
-        inside = isinstance(file, str | Path) and Path(file).is_relative_to(root)
-        return _Followed(made, follower) if inside and "w" in mode and isinstance(made, io.IOBase) else made
-
     with patch.context() as context:
         _be_a_driver(context)
         context.setattr(processes, "own", lambda: f"1-0-{processes._machine()}")  # one that has ended since
         follower.follow(context)
-        context.setattr(builtins, "open", opened)
         work()
     return found
 
@@ -175,6 +144,7 @@ def all_recovered(
         begin: makes what the set's folder holds before, and says what the job's config asks beside.
         thorough: see :meth:`Disk.after_power_loss`.
     """
+    patch.setattr(mds_writer, "SHARD_BYTES", 64)  # a shard a sample
     root = folder / "set"
     root.mkdir()
     asked = begin(folder, root)

@@ -28,7 +28,7 @@ PLACES = {
     "omegaconf": ["sm_train/config.py"],
     "pyarrow": ["sm_train/data/", "tools/miniature/", "tools/corpora/"],
     "boto3": ["sm_train/data/s3.py"],
-    "streaming": ["sm_train/data/mds.py", "tools/bench/loader_peers.py"],
+    "streaming": ["tools/bench/"],
     # Beside models/, the switch that partitions weights over the ranks as they are loaded.
     "transformers": [
         "sm_train/models/",

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import functools
 import json
 import os
 import struct
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sm_train.data import mds, shards
+from sm_train.data import mds, mds_writer, shards
 from sm_train.data.samples import FEATS, Samples
 from tests import builders
+from tests.mosaic import streaming as mosaic
 
 COLUMNS = {"id": "str", "feats": "ndarray:float16"}
 
@@ -28,16 +28,50 @@ def samples(count: int) -> list[dict[str, Any]]:
 @pytest.fixture
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Many small shards instead of one of 64 MiB."""
-    writer = mds.import_writer()
-    monkeypatch.setattr(mds, "import_writer", lambda: functools.partial(writer, size_limit=600))
+    monkeypatch.setattr(mds_writer, "SHARD_BYTES", 600)
+
+
+def write(folder: Path, columns: dict[str, str], written: list[dict[str, Any]]) -> list[mds.SampleRef]:
+    return mds_writer.write(folder, columns, written)[0]
+
+
+@pytest.mark.parametrize("shard_bytes", [600, 1 << 26])
+def test_the_files_are_those_of_mosaics_own_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_bytes: int
+) -> None:
+    monkeypatch.setattr(mds_writer, "SHARD_BYTES", shard_bytes)
+    refs, digests = mds_writer.write(tmp_path / "ours", COLUMNS, samples(40))
+    with mosaic.MDSWriter(out=str(tmp_path / "theirs"), columns=COLUMNS, size_limit=shard_bytes) as theirs:
+        for i, sample in enumerate(samples(40)):
+            theirs.write(sample)
+            assert refs[i].xxh3 == mds.digest(theirs.encode_sample(sample))
+    names = sorted(os.listdir(tmp_path / "theirs"))
+    assert names == sorted(os.listdir(tmp_path / "ours")) == sorted(digests)
+    assert len(names) == (2 if shard_bytes > 600 else 8)
+    for name in names:
+        ours = (tmp_path / "ours" / name).read_bytes()
+        assert ours == (tmp_path / "theirs" / name).read_bytes()
+        assert digests[name] == mds.digest(ours)
+
+
+def test_arrays_of_any_order_and_thousands_of_pieces_are_written(tmp_path: Path) -> None:
+    many = [{"id": f"{i}", "feats": np.full((2, 3), i % 50, np.float16).T} for i in range(3000)]
+    refs = write(tmp_path / "p", COLUMNS, many)
+    with mds.Shard(tmp_path / "p" / refs[0].shard) as shard:
+        for i in (0, 1023, 2999):
+            np.testing.assert_array_equal(shard.decode(shard.read(i))["feats"], many[i]["feats"])
+
+
+@pytest.mark.parametrize("array", [np.zeros((2, 2), np.float32), np.zeros((0, 2), np.float16)])
+def test_what_is_no_array_of_the_column_is_refused(tmp_path: Path, array: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="column 'feats' holds float"):
+        write(tmp_path / "p", COLUMNS, [{"id": "a", "feats": array}])
 
 
 def test_our_reader_gives_what_mosaics_own_reader_gives(tmp_path: Path, small_shards: None) -> None:
     written = samples(30)
-    refs = mds.write(tmp_path / "part", COLUMNS, written)
-    from streaming import LocalDataset
-
-    theirs = LocalDataset(str(tmp_path / "part"))
+    refs = write(tmp_path / "part", COLUMNS, written)
+    theirs = mosaic.LocalDataset(str(tmp_path / "part"))
     assert len(theirs) == len(refs) == 30
     assert len({ref.shard for ref in refs}) > 3
     for i, ref in enumerate(refs):
@@ -57,7 +91,7 @@ def test_our_reader_gives_what_mosaics_own_reader_gives(tmp_path: Path, small_sh
 )
 def test_every_kind_of_array_comes_back(tmp_path: Path, dtype: str, shape: tuple[int, ...]) -> None:
     array = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
-    (ref,) = mds.write(tmp_path / "p", {"x": f"ndarray:{dtype}"}, [{"x": array}])
+    (ref,) = write(tmp_path / "p", {"x": f"ndarray:{dtype}"}, [{"x": array}])
     with mds.Shard(tmp_path / "p" / ref.shard) as shard:
         found = shard.decode(shard.read(0))["x"]
     assert found.dtype == array.dtype
@@ -66,17 +100,18 @@ def test_every_kind_of_array_comes_back(tmp_path: Path, dtype: str, shape: tuple
 
 def test_the_same_samples_give_the_same_bytes_and_none_give_an_empty_index(tmp_path: Path) -> None:
     for name in ("a", "b"):
-        mds.write(tmp_path / name, COLUMNS, samples(5))
+        write(tmp_path / name, COLUMNS, samples(5))
     for file in os.listdir(tmp_path / "a"):
         assert mds.file_digest(tmp_path / "a" / file) == mds.file_digest(tmp_path / "b" / file)
-    assert mds.write(tmp_path / "empty", COLUMNS, []) == []
+    assert write(tmp_path / "empty", COLUMNS, []) == []
     assert json.loads((tmp_path / "empty" / "index.json").read_text())["shards"] == []
 
 
 def test_a_write_that_the_disk_changed_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mds.Shard, "read", lambda self, index: b"other")
-    with pytest.raises(RuntimeError, match="differ from what was written"):
-        mds.write(tmp_path / "p", COLUMNS, samples(2))
+    real = os.writev
+    monkeypatch.setattr(os, "writev", lambda handle, views: real(handle, [bytes(sum(map(len, views)))]))
+    with pytest.raises(RuntimeError, match="differs from what was written"):
+        write(tmp_path / "p", COLUMNS, samples(2))
 
 
 DAMAGE: dict[str, Callable[[bytes], bytes]] = {
@@ -95,7 +130,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_shard_is_refused_at_once(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
-    (ref, *_) = mds.write(tmp_path / "p", COLUMNS, samples(3))
+    (ref, *_) = write(tmp_path / "p", COLUMNS, samples(3))
     path = tmp_path / "p" / ref.shard
     path.write_bytes(damage(path.read_bytes()))
     handles = len(os.listdir("/proc/self/fd"))
@@ -116,7 +151,7 @@ ARRAYS = {
 
 @pytest.mark.parametrize("array", ARRAYS.values(), ids=ARRAYS)
 def test_bytes_that_are_no_sample_are_a_value_error(tmp_path: Path, array: bytes) -> None:
-    (ref,) = mds.write(tmp_path / "p", COLUMNS, samples(1))
+    (ref,) = write(tmp_path / "p", COLUMNS, samples(1))
     with mds.Shard(tmp_path / "p" / ref.shard) as shard:
         for data in (b"", b"abc", struct.pack("<2I", len(array), 1) + array + b"i", struct.pack("<2I", 2**32 - 1, 9)):
             with pytest.raises(ValueError, match="bytes"):

@@ -18,6 +18,7 @@ from sm_train.models import targets
 from sm_train.models.target_parts import PartWriter
 from sm_train.models.targets import TargetConfig
 from tests import builders, tuning
+from tests.mosaic import streaming as mosaic
 
 DTYPES = ("float32", "float16", "bfloat16")
 COUNT = len(tuning.TEXTS)
@@ -34,7 +35,6 @@ def root(tmp_path: Path) -> Path:
 def test_what_a_batch_gathers_is_bit_equal_to_the_stored_vectors(
     root: Path, tmp_path: Path, family: str, dtype: str
 ) -> None:
-    from streaming import LocalDataset
     from transformers import AutoModelForCausalLM
 
     folder = builders.llm(tmp_path / "llm", family=family, dtype=dtype)
@@ -43,7 +43,7 @@ def test_what_a_batch_gathers_is_bit_equal_to_the_stored_vectors(
     batch = SpeechItems(root, found, ["train"]).collate(np.arange(COUNT))
     gathered_BLD = found.rows_RD[batch.token_rows_BL]
     llm = AutoModelForCausalLM.from_pretrained(folder)
-    theirs = LocalDataset(str(found.root))  # MosaicML's reader, over the whole set
+    theirs = mosaic.LocalDataset(str(found.root))  # MosaicML's reader, over the whole set
     assert len(theirs) == COUNT
     for b in range(COUNT):
         sample, count = theirs[b], int(batch.num_tokens_B[b])

@@ -49,7 +49,7 @@ class PrecomputeBench:
     manifest: str = key("runs/demo/corpus/manifest.parquet", "the miniature's corpus; make demo makes it")
     parts: str = key("busy,writer,others", "which parts to run")
     utterances: int = key(4096, "utterances of the manifest that are used")
-    speeds: list[int] = key([100, 200, 400], "busy: times real time of the encoder that sleeps")
+    speed: int = key(0, "busy: times real time of the encoder that sleeps; 0 for 100, 200 and 400, one after the other")
     passes: int = key(3, "writer and others: passes of each, interleaved; the medians count")
     actors: int = key(2, "others: actors of ours and of Ray Data, and threads of the plain loop")
 
@@ -158,14 +158,19 @@ def beside_others(cfg: PrecomputeBench, utterances: Sequence[Utterance], root: P
 
 
 def main(argv: list[str]) -> None:
-    cfg = config.load(PrecomputeBench, argv, "tools.bench.precompute")
+    if any(word in ("-h", "--help") for word in argv):
+        print(f"usage: python -m tools.bench.precompute [key=value ...]\n\nkeys:\n{config.describe(PrecomputeBench)}")
+        return
+    if wrong := [word for word in argv if "=" not in word]:
+        raise UserError(f"{wrong[0]!r} is not of the form key=value")
+    cfg = config.from_mapping(PrecomputeBench, dict(word.split("=", 1) for word in argv), "tools.bench.precompute")
     path = Path(cfg.manifest)
     if not path.is_file():
         raise UserError(f"manifest {path} does not exist; make demo makes the miniature's corpus")
     utterances = manifest.read_manifest(path)[: cfg.utterances]
     if "busy" in cfg.parts:
         print(f"an encoder that sleeps, {len(utterances)} utterances, one decoding process")
-        for speed in cfg.speeds:
+        for speed in [cfg.speed] if cfg.speed else [100, 200, 400]:
             with tempfile.TemporaryDirectory() as folder:
                 share, times = busy(utterances, path.resolve().parent, speed, Path(folder) / "set")
                 print(f"  at {speed} x real time: busy {100 * share:.1f}%, {times:.0f} x real time", flush=True)

@@ -8,6 +8,8 @@ Shape letters: B utterances, S samples, T frames, E encoder width.
 from __future__ import annotations
 
 import os
+import sys
+import types
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,6 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from sm_train.data import mds
 from sm_train.data.samples import FEATS
 from sm_train.models.speech import mean_pool
 from sm_train.records import Utterance
@@ -60,7 +61,10 @@ def plain_loop(
             for utterance, feats_TE in zip(some, plain(audio), strict=True):
                 yield {"id": utterance.id, "feats": feats_TE}
 
-    writer = mds.import_writer()(out=str(out), columns=FEATS)
+    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+    from streaming import MDSWriter
+
+    writer = MDSWriter(out=str(out), columns=FEATS)
     for sample in samples():
         writer.write(sample)
     writer.finish()
