@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Generator, Sequence
 from dataclasses import replace
@@ -51,6 +52,7 @@ def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     quiet = {"log_to_driver": False, "logging_level": "error"}
     if address := os.environ.get("RAY_ADDRESS"):
+        _require_reachable(address)
         ray.init(address=address, **quiet)
     else:
         if cfg.actor_gpus and pick_device("auto") != "cuda":
@@ -61,6 +63,17 @@ def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
         own = {"num_cpus": cfg.actors * _cpus(cfg) + cfg.decode_actors * cfg.decode_actor_cpus}
         own["object_store_memory"] = (512 if cfg.decode_actors else 128) << 20
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **own, **quiet)
+
+
+def _require_reachable(address: str) -> None:
+    """Raises UserError if nobody listens at host:port, where Ray would try for minutes; others are Ray's to look up."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit() and "://" not in host:
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            reason = f"RAY_ADDRESS is {address!r}, where no Ray answers ({error})"
+            raise UserError(f"{reason}; start the cluster, or unset it for a Ray of this command's own") from None
 
 
 def _cpus(cfg: PrecomputeConfig) -> int:

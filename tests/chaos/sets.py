@@ -68,9 +68,9 @@ def spread(cfg: PrecomputeConfig, units: Sequence[Unit], mended: bool = False) -
 
 
 def job(folder: Path, out: Path, **changes: Any) -> PrecomputeConfig:
-    """A set of six parts of up to three shards: some with a bad row, one of bad rows alone."""
-    bad = (1, 3, 4, 5, 17)
-    rows = [builders.row(f"utt-{i:02}", "bad" if i in bad else "good", 1.0, "a text") for i in range(18)]
+    """A set of eight parts of up to three shards: some with a bad row, one of bad rows alone."""
+    bad = (1, 3, 4, 5, 17, 20)
+    rows = [builders.row(f"utt-{i:02}", "bad" if i in bad else "good", 1.0, "a text") for i in range(24)]
     manifest = folder / "manifest.jsonl"
     if not manifest.exists():
         builders.write_manifest(manifest, rows)

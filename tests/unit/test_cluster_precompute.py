@@ -16,6 +16,7 @@ from sm_train.errors import UserError
 from sm_train.models.speech import EncoderConfig
 from sm_train.precompute import PrecomputeConfig
 from tests import builders
+from tests.training import free_port
 
 CFG = PrecomputeConfig("m.parquet", "out", EncoderConfig(path="e"))
 
@@ -74,3 +75,9 @@ def test_its_own_ray_has_room_for_all_actors(decode_actors: int, cpus: int, monk
 def test_importing_it_does_not_import_ray() -> None:
     code = "import sys, cluster.precompute; sys.exit('ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=builders.child_env(), check=False).returncode == 0
+
+
+def test_a_cluster_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free_port()}")
+    with pytest.raises(UserError, match=r"RAY_ADDRESS is '127.0.0.1:\d+', where no Ray answers"):
+        precompute._connect(FakeRay(), CFG)

@@ -55,7 +55,7 @@ def test_a_part_that_is_lost_after_its_audio_was_mended_becomes_the_same_bytes(t
     run(sets.job(tmp_path, root, requeue=True), sets.spread)
     before = sets.contents(root)
     ids = shards.read_table(root, "utterances.parquet").column("id").to_pylist()
-    assert sorted(ids) == [f"utt-{i:02}" for i in range(18)]
+    assert sorted(ids) == [f"utt-{i:02}" for i in range(24)]
     store.at(root).remove("part-0000000", shards.DONE)
     (root / shards.DATASET).unlink()
     run(sets.job(tmp_path, root), partial(sets.spread, mended=True))
