@@ -53,6 +53,7 @@ bench: install
 	$(BIN)/pip install -q --no-deps --target .venv/peers -r requirements-bench.lock
 	PYTHONPATH=.venv/peers python -m tools.bench.padding
 	PYTHONPATH=.venv/peers python -m tools.bench.loader
+	PYTHONPATH=.venv/peers python -m tools.bench.precompute
 	python -m tools.bench.resume
 	python -m tools.bench.placements
 
