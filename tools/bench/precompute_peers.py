@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from sm_train.data.samples import FEATS
+from sm_train.models.checkpoints import first_output
 from sm_train.models.speech import mean_pool
 from sm_train.records import Utterance
 
@@ -42,8 +43,8 @@ class Plain:
         """Features [T, E] of some utterances [S]."""
         inputs = self.extractor(list(audio), sampling_rate=16_000, return_tensors="pt")
         mask_BT = inputs["attention_mask"]
-        hidden = self.model.feature_projection(inputs["input_features"])
-        hidden_BTE = self.model.encoder(hidden[0] if isinstance(hidden, tuple) else hidden, attention_mask=mask_BT)[0]
+        hidden = first_output(self.model.feature_projection(inputs["input_features"]))
+        hidden_BTE = first_output(self.model.encoder(hidden, attention_mask=mask_BT))
         counts = mask_BT.sum(dim=1).tolist()
         return [mean_pool(hidden_BTE[i, :n], 2).numpy().astype(np.float16) for i, n in enumerate(counts)]
 
