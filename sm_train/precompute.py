@@ -32,7 +32,6 @@ from sm_train.records import Receipt, Unit, Utterance
 UNITS_AHEAD = 3
 """Units that one process has at hand: one that is decoded, one in the encoder, one that is written."""
 
-
 Spread = Callable[[PrecomputeConfig, Sequence[Unit]], Generator[Event, None, None]]
 
 
@@ -58,7 +57,7 @@ def _units(cfg: PrecomputeConfig, place: Store, utterances: Sequence[Utterance])
 
 def _is_whole(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit]) -> bool:
     """Whether the shard set is complete, rounds included, and each target set covers it."""
-    if not shards.is_complete(place) or _described(place, {"num_parts": 0}) != {"num_parts": len(units)}:
+    if not _has_all(place, units):
         return False
     count = _described(place, {"num_committed": 0})["num_committed"]
     for target in cfg.targets:
@@ -69,24 +68,28 @@ def _is_whole(cfg: PrecomputeConfig, place: Store, units: Sequence[Unit]) -> boo
     return True
 
 
+def _has_all(place: Store, units: Sequence[Unit]) -> bool:
+    """Whether the shard set is complete with so many parts."""
+    return shards.is_complete(place) and _described(place, {"num_parts": 0})["num_parts"] == len(units)
+
+
 def _bring_to_completion(
     cfg: PrecomputeConfig, spread: Spread, encoders: int, place: Store, utterances: Sequence[Utterance],
     contract: dict[str, Any],
 ) -> None:  # fmt: skip
     if shards.is_complete(place):
         shards.require_same(contract, _described(place, contract), place.uri, "give another out folder")
-    if cfg.requeue or not shards.is_complete(place):
-        shards.open_set(place, contract | environment(cfg))
     units = _units(cfg, place, utterances)
-    if cfg.requeue:
-        units += requeue.begin(place, units, cfg.unit_utterances)
-    if shards.is_complete(place) and _described(place, {"num_parts": 0}) == {"num_parts": len(units)}:
-        print(f"{place.uri}: complete, {len(utterances)} utterances", flush=True)
-    else:
+    if cfg.requeue or not _has_all(place, units):
         for target in cfg.targets:
             targets.require_llm(target)
         contract |= environment(cfg)
         shards.open_set(place, contract)
+    if cfg.requeue:
+        units += requeue.begin(place, units, cfg.unit_utterances)
+    if _has_all(place, units):
+        print(f"{place.uri}: complete, {len(utterances)} utterances", flush=True)
+    else:
         shards.remove_leftovers(place)
         try:
             _encode_units(cfg, place, units, spread, encoders)

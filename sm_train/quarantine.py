@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sm_train.data import shards
+from sm_train.data.joined import take_quarantined
 from sm_train.data.store import Store
 from sm_train.errors import UserError
 from sm_train.meter import Event
@@ -19,12 +20,10 @@ class TooManyQuarantined(UserError):
 
 
 def rows_of(place: Store, parts: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """What committed parts say together, by id: one that a later part holds is out, the last word on others counts."""
+    """What committed parts say together, by id; see :func:`sm_train.data.joined.take_quarantined`."""
     rows: dict[str, dict[str, Any]] = {}
     for done in shards.read_parts(place, list(parts)):
-        rows |= {row["id"]: row for row in done["quarantined"]}
-        for row in done["rows"]:
-            rows.pop(row["id"], None)
+        take_quarantined(rows, done["quarantined"], done["rows"])
     return rows
 
 
@@ -66,12 +65,9 @@ class Tally:
 
     def report(self) -> None:
         """Print what is quarantined, once every unit is done."""
-        if self._count:
-            reasons = by_reason(rows_of(self._place, sorted(self._done)).values())
-            print(
-                f"{self._place.uri}: {self._count} of {self._num_utterances} utterances quarantined ({reasons})",
-                flush=True,
-            )
+        if rows := rows_of(self._place, sorted(self._done)) if self._count else {}:
+            of_all = f"{len(rows)} of {self._num_utterances} utterances"
+            print(f"{self._place.uri}: {of_all} quarantined ({by_reason(rows.values())})", flush=True)
 
     def _require(self) -> None:
         barred = [asdict(row) for rows in self._barred.values() for row in rows]

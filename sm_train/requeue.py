@@ -76,7 +76,7 @@ def begin(place: Store, units: Sequence[Unit], unit_utterances: int) -> list[Uni
     by_id = {u.id: u for unit in units for u in unit.utterances}
     again = [u for u in by_id.values() if u.id in bad]
     first = Unit(len(units), ()).part
-    rows = tuple(Quarantined(**bad[u.id]) for u in again)
+    rows = tuple(Quarantined(**{**bad[u.id], "attempts": 1}) for u in again)  # as its own part says
     one = _Round(f"{_PREFIX}{len(rounds) + 1:04d}{_SUFFIX}", first, rows, is_over=False)
     if not place.write_new(one.name, _json(one)):
         raise UserError(f"{place.uri}/{one.name} was written by another run just now; wait for that run to end")

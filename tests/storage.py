@@ -86,83 +86,90 @@ def at_random(seed: int, share: float) -> tuple[Plan, Counter[str]]:
     return plan, count
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self, behind: str, plan: Plan) -> None:
+        super().__init__(("127.0.0.1", 0), _Proxy)
+        self.behind, self.plan = behind, plan
+
+
+class _Proxy(BaseHTTPRequestHandler):
+    """Passes a request on, or does it the harm that the server's plan says."""
+
+    server: _Server
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def handle_one(self) -> None:
+        fault = self.server.plan(self.command, self.path)
+        if fault == "cut_up":
+            is_chunked = self.headers.get("transfer-encoding") == "chunked"
+            size = int(self.rfile.readline(), 16) if is_chunked else int(self.headers.get("content-length") or 0)
+            self.rfile.read(size // 2)
+            return self.hang_up()
+        body = self.body()
+        if fault in ("500", "503"):
+            code = {"500": "InternalError", "503": "SlowDown"}[fault]
+            text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
+            return self.answer(int(fault), [("Content-Type", "application/xml")], text, len(text))
+        if fault == "slow":
+            time.sleep(0.3)
+        there = http.client.HTTPConnection(self.server.behind, timeout=30)
+        drop = ("transfer-encoding", "content-length", "expect", "connection")
+        headers = {name: value for name, value in self.headers.items() if name.lower() not in drop}
+        there.request(self.command, self.path, body or None, {**headers, "Content-Length": str(len(body))})
+        response = there.getresponse()
+        data = response.read()
+        there.close()
+        if fault == "cut_down" and not data:
+            return self.hang_up()  # it was done, and nobody hears of it
+        kept = data[: len(data) // 2] if fault == "cut_down" else data
+        self.answer(response.status, response.getheaders(), kept, len(data))
+        if fault == "cut_down":
+            self.hang_up()
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_one
+
+    def body(self) -> bytes:
+        if self.headers.get("transfer-encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("content-length") or 0))
+        data = b""
+        while size := int(self.rfile.readline(), 16):
+            data += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return data
+
+    def answer(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
+        self.send_response_only(status)
+        for name, value in headers:
+            if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                self.send_header(name, value)
+        given = next((value for name, value in headers if name.lower() == "content-length"), str(length))
+        self.send_header("Content-Length", given if self.command == "HEAD" else str(length))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def hang_up(self) -> None:
+        self.wfile.flush()
+        self.connection.shutdown(socket.SHUT_RDWR)
+        self.close_connection = True
+
+    def handle(self) -> None:
+        try:
+            super().handle()
+        except (OSError, ValueError):  # the other side hung up
+            self.close_connection = True
+
+
 @contextmanager
 def bad_connection(patch: pytest.MonkeyPatch, plan: Plan) -> Iterator[None]:
     """A proxy before the server of :func:`s3_server`, to which this process's environment then points."""
-    behind = os.environ["AWS_ENDPOINT_URL"].removeprefix("http://")
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-        def handle_one(self) -> None:
-            fault = plan(self.command, self.path)
-            if fault == "cut_up":
-                is_chunked = self.headers.get("transfer-encoding") == "chunked"
-                size = int(self.rfile.readline(), 16) if is_chunked else int(self.headers.get("content-length") or 0)
-                self.rfile.read(size // 2)
-                return self.hang_up()
-            body = self.body()
-            if fault in ("500", "503"):
-                code = {"500": "InternalError", "503": "SlowDown"}[fault]
-                text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>injected</Message></Error>".encode()
-                return self.answer(int(fault), [("Content-Type", "application/xml")], text, len(text))
-            if fault == "slow":
-                time.sleep(0.3)
-            there = http.client.HTTPConnection(behind, timeout=30)
-            drop = ("transfer-encoding", "content-length", "expect", "connection")
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in drop}
-            there.request(self.command, self.path, body or None, {**headers, "Content-Length": str(len(body))})
-            response = there.getresponse()
-            data = response.read()
-            there.close()
-            if fault == "cut_down" and not data:
-                return self.hang_up()  # it was done, and nobody hears of it
-            kept = data[: len(data) // 2] if fault == "cut_down" else data
-            self.answer(response.status, response.getheaders(), kept, len(data))
-            if fault == "cut_down":
-                self.hang_up()
-
-        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_one
-
-        def body(self) -> bytes:
-            if self.headers.get("transfer-encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("content-length") or 0))
-            data = b""
-            while size := int(self.rfile.readline(), 16):
-                data += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return data
-
-        def answer(self, status: int, headers: list[tuple[str, str]], data: bytes, length: int) -> None:
-            self.send_response_only(status)
-            for name, value in headers:
-                if name.lower() not in ("content-length", "connection", "transfer-encoding"):
-                    self.send_header(name, value)
-            given = next((value for name, value in headers if name.lower() == "content-length"), str(length))
-            self.send_header("Content-Length", given if self.command == "HEAD" else str(length))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(data)
-
-        def hang_up(self) -> None:
-            self.wfile.flush()
-            self.connection.shutdown(socket.SHUT_RDWR)
-            self.close_connection = True
-
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except (OSError, ValueError):  # the other side hung up
-                self.close_connection = True
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-
-    proxy = Server(("127.0.0.1", 0), Handler)
+    proxy = _Server(os.environ["AWS_ENDPOINT_URL"].removeprefix("http://"), plan)
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)
     thread.start()
     with patch.context() as inner:

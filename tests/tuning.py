@@ -178,3 +178,19 @@ def small(folder: Path, name: str, spare: Sequence[int] = (0,)) -> Small:
     speech = SpeechItems(root, TargetSet(root, name), ["train"])
     items = InstructionItems(speech, chat, mixture({"asr": 1.0, "st": 1.0, "sqa": 1.0}))
     return Small(name, llm_folder, load_model(str(llm_folder), None, "float32"), chat, items)
+
+
+def table_path(root: Path, name: str = TARGET) -> Path:
+    """Where a target set's tasks are."""
+    return root / "targets" / name / "tasks.parquet"
+
+
+def asr(id: str, answer: str = "the red boat") -> dict[str, Any]:
+    """A row of instructions."""
+    return {"utterance_id": id, "task": "asr", "variables": {}, "target_lang": "en", "answer": answer}
+
+
+def write(path: Path, *rows: dict[str, Any]) -> Path:
+    """Rows as an instructions file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path

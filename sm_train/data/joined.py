@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
 
 from sm_train.errors import UserError
+
+Row = Mapping[str, Any]
+
+
+def take_quarantined(rows: dict[str, dict[str, Any]], quarantined: Iterable[Row], committed: Iterable[Row]) -> None:
+    """Take in what one more part says of whom it quarantined and whom it holds.
+
+    Args:
+        rows: what the parts before it say together, by id: the last word, attempts added up, without those that a part
+            holds.
+    """
+    for row in quarantined:
+        attempts = rows.get(row["id"], {"attempts": 0})["attempts"]
+        rows[row["id"]] = {**row, "attempts": attempts + row["attempts"]}
+    for row in committed:
+        rows.pop(row["id"], None)
 
 
 @dataclass
@@ -19,7 +35,7 @@ class Joined:
     """The set, for messages."""
     tables: list[pa.Table] = field(default_factory=list)
     quarantined: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By id: as the last part says that quarantined it, attempts added up; without those that a part holds."""
+    """By id; see :func:`take_quarantined`."""
     shards: list[dict[str, Any]] = field(default_factory=list)
     """Entries of the merged MDS index."""
     part_hashes: dict[str, str] = field(default_factory=dict)
@@ -40,16 +56,13 @@ class Joined:
         rows = [{"ordinal": len(self.part_of) + i, **row, "part": part} for i, row in enumerate(done["rows"])]
         if rows:
             self.tables.append(pa.Table.from_pylist(rows))
-        for row in done["quarantined"]:
-            attempts = self.quarantined.get(row["id"], {"attempts": 0})["attempts"]
-            self.quarantined[row["id"]] = {**row, "attempts": attempts + row["attempts"]}
+        take_quarantined(self.quarantined, done["quarantined"], rows)
         for row in rows:
             other = self.part_of.setdefault(row["id"], part)
             if other != part:
                 raise UserError(
                     f"{self.where}: utterance {row['id']!r} is in {other} and in {part}; remove one of them"
                 )
-            self.quarantined.pop(row["id"], None)
         self.part_hashes[part] = digest
         for entry in index["shards"]:
             raw = {**entry["raw_data"], "basename": f"{part}/{entry['raw_data']['basename']}"}

@@ -109,26 +109,19 @@ def write_part(
     """
     place = store.at(root)
     try:
-        _write_part(place, part, columns, samples, rows, quarantined, facts)
+        aside = place.scratch(part)
+        refs, digests = mds_writer.write(aside, columns, samples)
+        done = {
+            "rows": [{**row, **asdict(ref)} for row, ref in zip(rows, refs, strict=True)],
+            "quarantined": [asdict(row) for row in quarantined],
+            "facts": dict(facts),
+            "files": digests,
+        }
+        files.write_json(aside / DONE, done)
+        place.publish(aside, part, DONE)
     except OSError as error:
         error.filename = error.filename or place.uri  # a full disk does not say which
         raise
-
-
-def _write_part(
-    place: Store, part: str, columns: Mapping[str, str], samples: Iterable[Mapping[str, Any]],
-    rows: Sequence[Mapping[str, Any]], quarantined: Sequence[Quarantined], facts: Mapping[str, Any],
-) -> None:  # fmt: skip
-    aside = place.scratch(part)
-    refs, digests = mds_writer.write(aside, columns, samples)
-    done = {
-        "rows": [{**row, **asdict(ref)} for row, ref in zip(rows, refs, strict=True)],
-        "quarantined": [asdict(row) for row in quarantined],
-        "facts": dict(facts),
-        "files": digests,
-    }
-    files.write_json(aside / DONE, done)
-    place.publish(aside, part, DONE)
 
 
 def read_part(root: Place, part: str) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from sm_train.records import Quarantined, Receipt, Unit, Utterance
 _AUDIO_BYTES_S = 64_000  # of decoded audio, or of what the encoder is given instead
 _ROW_BYTES = 2  # of a stored number
 
-
 _Batch = tuple[Job, list[int], list[Future[Decoded | Quarantined]]]
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,25 +15,13 @@ from sm_train.errors import UserError
 from sm_train.models import targets
 from tests import builders, tuning
 from tests.growing import grow
+from tests.tuning import asr, table_path, write
 
 
 @pytest.fixture
 def root(shard_set: Path, tmp_path: Path) -> Path:
     """A shard set of one's own, without tasks."""
     return Path(shutil.copytree(shard_set, tmp_path / "set"))
-
-
-def table_path(root: Path, name: str = tuning.TARGET) -> Path:
-    return root / "targets" / name / "tasks.parquet"
-
-
-def asr(id: str, answer: str = "the red boat") -> dict[str, Any]:
-    return {"utterance_id": id, "task": "asr", "variables": {}, "target_lang": "en", "answer": answer}
-
-
-def write(path: Path, *rows: dict[str, Any]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def contents(root: Path) -> dict[Path, tuple[int, bytes]]:

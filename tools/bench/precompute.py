@@ -2,10 +2,11 @@
 
     python -m tools.bench.precompute [key=value ...]     # --help lists the keys
 
-Three parts. **Busy**: an encoder that only sleeps, for as long as an encoder of a known speed would take, fed from FLAC
-files through the real pipeline. **Writer**: parts of 630 KB samples against writing and syncing the same bytes.
-**Beside others**: the miniature's corpus through its encoder by cluster.precompute, by Ray Data's map_batches, by a
-plain loop; each started anew as a process, start-up counted and shown apart.
+Four parts. **Inputs**: the encoder's filter bank against transformers'. **Busy**: an encoder that only sleeps, for as
+long as an encoder of a known speed would take, fed from FLAC files through the real pipeline. **Writer**: parts of
+630 KB samples against writing and syncing the same bytes, and against MosaicML's writer. **Beside others**: the
+miniature's corpus through its encoder by cluster.precompute, by Ray Data's map_batches, by a plain loop; each started
+anew as a process, start-up counted and shown apart.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sm_train import config
+from sm_train import config, files
 from sm_train.config import key
 from sm_train.data import manifest, shards
 from sm_train.data.samples import FEATS
@@ -35,6 +36,7 @@ from sm_train.encoding.decode import DecodeConfig
 from sm_train.encoding.decoders import DecodePool
 from sm_train.encoding.units import UnitEncoder
 from sm_train.errors import UserError, run_command
+from sm_train.models.speech import EncoderConfig, SpeechEncoder
 from sm_train.records import Unit, Utterance
 from tools.bench import ROOT, precompute_peers
 
@@ -47,7 +49,7 @@ class PrecomputeBench:
     """Keys."""
 
     manifest: str = key("runs/demo/corpus/manifest.parquet", "the miniature's corpus; make demo makes it")
-    parts: str = key("busy,writer,others", "which parts to run")
+    parts: str = key("inputs,busy,writer,others", "which parts to run")
     utterances: int = key(4096, "utterances of the manifest that are used")
     speed: int = key(0, "busy: times real time of the encoder that sleeps; 0 for 100, 200 and 400, one after the other")
     passes: int = key(3, "writer and others: passes of each, interleaved; the medians count")
@@ -98,6 +100,32 @@ def write_raw(folder: Path, feats: Sequence[NDArray[np.float16]]) -> None:
         for feats_TE in feats:
             file.write(feats_TE.data)
         os.fsync(file.fileno())
+
+
+def write_mosaic(folder: Path, feats: Sequence[NDArray[np.float16]]) -> None:
+    """The same samples by MosaicML's own writer, without a hash, synced."""
+    with precompute_peers.mosaic_writer(folder) as writer:
+        for i, feats_TE in enumerate(feats):
+            writer.write({"id": f"utt-{i:06d}", "feats": feats_TE})
+    for path in folder.iterdir():
+        files.sync(path)
+
+
+def inputs(passes: int) -> tuple[float, float]:
+    """Times real time of transformers' feature extractor and of ours, on one thread; the same numbers from both."""
+    extractor = SpeechEncoder(EncoderConfig(path=str(ENCODER), layer=0, device="cpu"))
+    theirs = precompute_peers.extractor(str(ENCODER))
+    audio = [np.random.default_rng(i).normal(scale=0.1, size=16_000 * 12).astype(np.float32) for i in range(8)]
+    seconds: list[tuple[float, float]] = []
+    for _ in range(passes):
+        begun = time.perf_counter()
+        expected = [theirs(samples_S) for samples_S in audio]
+        middle = time.perf_counter()
+        found = [extractor.inputs.prepare(samples_S) for samples_S in audio]
+        seconds.append((middle - begun, time.perf_counter() - middle))
+        assert all(map(np.array_equal, expected, found))
+    total_s = sum(map(len, audio)) / 16_000
+    return tuple(total_s / statistics.median(column) for column in zip(*seconds, strict=True))  # type: ignore[return-value]
 
 
 def timed(work: Callable[[Path, Sequence[NDArray[np.float16]]], None], feats: Sequence[NDArray[np.float16]]) -> float:
@@ -168,6 +196,9 @@ def main(argv: list[str]) -> None:
     if not path.is_file():
         raise UserError(f"manifest {path} does not exist; make demo makes the miniature's corpus")
     utterances = manifest.read_manifest(path)[: cfg.utterances]
+    if "inputs" in cfg.parts:
+        theirs, own = inputs(2 * cfg.passes + 1)
+        print(f"filter bank: {own:.0f} x real time, transformers' {theirs:.0f} x, {own / theirs:.1f} times", flush=True)
     if "busy" in cfg.parts:
         print(f"an encoder that sleeps, {len(utterances)} utterances, one decoding process")
         for speed in [cfg.speed] if cfg.speed else [100, 200, 400]:
@@ -176,10 +207,12 @@ def main(argv: list[str]) -> None:
                 print(f"  at {speed} x real time: busy {100 * share:.1f}%, {times:.0f} x real time", flush=True)
     if "writer" in cfg.parts:
         feats = [np.random.default_rng(i).normal(size=(308, 1024)).astype(np.float16) for i in range(400)]
-        rates = [(timed(write_raw, feats), timed(write_ours, feats)) for _ in range(2 * cfg.passes + 1)]
-        raw, own = (statistics.median(column) for column in zip(*rates, strict=True))
-        ratio = statistics.median(o / r for r, o in rates)
-        print(f"writer: {own:.0f} MB/s, raw write and fsync {raw:.0f} MB/s, ratio {ratio:.2f} (medians)", flush=True)
+        ways = (write_raw, write_ours, write_mosaic)
+        rates = [[timed(way, feats) for way in ways] for _ in range(2 * cfg.passes + 1)]
+        raw, own, mosaic = (statistics.median(column) for column in zip(*rates, strict=True))
+        ratio = statistics.median(own / raw for raw, own, _ in rates)
+        print(f"writer: {own:.0f} MB/s, raw write and fsync {raw:.0f} MB/s, ratio {ratio:.2f} (medians)")
+        print(f"  MosaicML's own, without a hash: {mosaic:.0f} MB/s, ratio {mosaic / raw:.2f}", flush=True)
     if "others" in cfg.parts:
         beside_others(cfg, utterances, path.resolve().parent)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,27 @@ class Plain:
         return [mean_pool(hidden_BTE[i, :n], 2).numpy().astype(np.float16) for i, n in enumerate(counts)]
 
 
+def extractor(folder: str) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """What transformers makes of one utterance [S]: [T, F]."""
+    from transformers import SeamlessM4TFeatureExtractor
+
+    made = SeamlessM4TFeatureExtractor.from_pretrained(folder)
+    return lambda samples_S: _unpadded(made([samples_S], sampling_rate=16_000, return_tensors="np"))
+
+
+def _unpadded(inputs: Any) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = inputs["input_features"][0][: int(inputs["attention_mask"][0].sum())]
+    return found
+
+
+def mosaic_writer(out: Path) -> Any:
+    """MosaicML's MDSWriter, as this environment lets it be imported."""
+    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
+    from streaming import MDSWriter
+
+    return MDSWriter(out=str(out), columns=FEATS)
+
+
 def plain_loop(
     utterances: Sequence[Utterance], root: Path, encoder: str, layer: int, batch: int, threads: int, out: Path
 ) -> None:
@@ -62,13 +83,9 @@ def plain_loop(
             for utterance, feats_TE in zip(some, plain(audio), strict=True):
                 yield {"id": utterance.id, "feats": feats_TE}
 
-    sys.modules.setdefault("streaming.vision", types.ModuleType("streaming.vision"))
-    from streaming import MDSWriter
-
-    writer = MDSWriter(out=str(out), columns=FEATS)
-    for sample in samples():
-        writer.write(sample)
-    writer.finish()
+    with mosaic_writer(out) as writer:
+        for sample in samples():
+            writer.write(sample)
 
 
 def ray_data(

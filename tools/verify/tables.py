@@ -11,6 +11,7 @@ from typing import Any
 
 from sm_train import config
 from sm_train.data import shards
+from sm_train.data.joined import take_quarantined
 from sm_train.errors import UserError
 from sm_train.records import Utterance
 from tools.verify import MALFORMED, Problem, differing, digest_of, read_inside, reason, short
@@ -146,14 +147,9 @@ def _check_quarantine(found: Checked, name: str, table: list[dict[str, Any]]) ->
 
 
 def _quarantine_of(parts: Iterable[Part]) -> dict[str, dict[str, Any]]:
-    """What parts say together, by id: the last word counts, attempts add up, what a later part holds is out."""
     rows: dict[str, dict[str, Any]] = {}
     for part in parts:
-        for row in part.quarantined:
-            before = rows[row["id"]]["attempts"] if row["id"] in rows else 0
-            rows[row["id"]] = {**row, "attempts": before + row["attempts"]}
-        for row in part.rows:
-            rows.pop(row["id"], None)
+        take_quarantined(rows, part.quarantined, part.rows)
     return rows
 
 
