@@ -18,8 +18,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
+from sm_train.data.processes import die_with
 from tests.training import free_port
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "unshare")
@@ -115,7 +118,7 @@ class Scheduler:
         with (folder / "daemons.log").open("wb") as log:
             self._daemons = subprocess.Popen(
                 _namespace("bash", "-c", DAEMONS), cwd=folder, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, preexec_fn=die_with_parent,
+                stdout=log, stderr=log, preexec_fn=partial(die_with, os.getpid()),
             )  # fmt: skip
         try:
             self._wait_until_idle()
@@ -150,19 +153,10 @@ class Scheduler:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def die_with_parent() -> None:
-    """Let the kernel end this child with the process that started it."""
-    import ctypes
-
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
 if __name__ == "__main__":
     if why := missing():
         sys.exit(f"error: no SLURM can run here: {why}")
     with Scheduler() as scheduler:
         print(f"export SLURM_CONF={scheduler.env['SLURM_CONF']}", flush=True)
-        try:
+        with suppress(KeyboardInterrupt):
             signal.pause()
-        except KeyboardInterrupt:
-            pass
