@@ -14,7 +14,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from typing import Any
 from cluster.desk import Desk, News
 from cluster.precompute import require_reachable
 from cluster.ranks import code_first, how
+from cluster.ray_api import amounts
 from cluster.train_node import GRACE_S, NodeJob, train_node
 from sm_train import config
 from sm_train.errors import LOST, STOPPED, UserError, exit_hard, printable, run_command
@@ -33,7 +33,7 @@ from sm_train.tune import TuneConfig
 SCHEMAS: dict[str, Any] = {"pretrain": PretrainConfig, "tune": TuneConfig}
 USAGE = "usage: python -m cluster.ray_train pretrain|tune CONFIG nodes=N ranks_per_node=M gpus_per_node=K [key=value]"
 _TURN_S = 0.5
-_SAY_S = 10.0  # of waiting for places, before it is said
+_SAY_S = 30.0  # of waiting for places, before it is said
 _SAY_AGAIN_S = 120.0
 
 
@@ -200,11 +200,6 @@ class Driver:
             f"waiting for {self._asked.nodes} nodes with {amounts(self._resources)} free on each; the cluster has "
             f"{len(alive)} nodes ({'; '.join(sorted(alive))}), in all {amounts(self._ray.available_resources())} free"
         )
-
-
-def amounts(resources: Mapping[str, float]) -> str:
-    """CPUs and GPUs in words."""
-    return " and ".join(f"{resources.get(name, 0):g} {name}s" for name in ("CPU", "GPU"))
 
 
 def say(text: str) -> None:

@@ -6,11 +6,8 @@ python -m tests.ray_cluster NODES CPUS    a head without CPUs and NODES beside i
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
