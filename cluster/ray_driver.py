@@ -85,13 +85,13 @@ class Driver:
         news: News = self._ray.get(self._desk.news.remote())
         sys.stdout.buffer.write(news.output)
         sys.stdout.flush()
-        self._ended |= news.ended
         if news.attempt > self._attempt:
             self._say_who_ended()
             if self._attempt:
                 say(f"start {news.attempt} of the ranks (max_restarts is {self._asked.max_restarts})")
             self._attempt, self._printed = news.attempt, b""
         self._printed = (self._printed + news.output)[-_TAIL_BYTES:]
+        self._ended |= news.ended
         return news
 
     def _say_who_ended(self) -> None:
