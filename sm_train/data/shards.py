@@ -33,15 +33,20 @@ _PART = "part-"
 _READERS = 16  # small files fetched at once
 
 
-def open_set(root: Place, contract: Mapping[str, Any]) -> None:
+def open_set(root: Place, contract: Mapping[str, Any], *, beside_others: bool = False) -> None:
     """Start or continue a set: once there is a part, its contract must stay the same.
+
+    Args:
+        beside_others: several may open the set at once; the first one's contract counts, parts or not.
 
     Raises:
         UserError: the folder holds a set with another contract, or something that is no set.
     """
     place = store.at(root)
+    if beside_others and not place.names() and place.write_new(CONTRACT, files.json_bytes(contract)):
+        return
     names = place.names()
-    if CONTRACT in names and parts_of(place):
+    if CONTRACT in names and (beside_others or parts_of(place)):
         found = files.parse_object(place.read(CONTRACT), f"{place.uri}/{CONTRACT}")
         require_same(dict(contract), found, place.uri, "give another folder, or remove this one")
         return
