@@ -26,6 +26,7 @@ from sm_train.data.processes import die_with
 from tests.training import free_port
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "unshare")
+DAEMONS = Path(__file__).with_name("daemons.sh")
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 CONFIG = """\
@@ -59,19 +60,6 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 PartitionName=short Nodes=n1 MaxTime=5 State=UP
-"""
-
-# $$ is 1: the kernel ends the rest of the namespace with it. munged is ready once its socket is there.
-DAEMONS = """\
-set -e
-munged --foreground --force --key-file=munge.key --socket=munge.socket --pid-file=munged.pid --log-file=munged.log \
-    --seed-file=munged.seed &
-for _ in $(seq 100); do [ -S munge.socket ] && break; sleep 0.05; done
-slurmctld -D &
-slurmd -D -N n1 &
-slurmd -D -N n2 &
-wait -n
-echo "a daemon of SLURM ended" >&2
 """
 
 
@@ -117,8 +105,8 @@ class Scheduler:
         (folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-2] Name=gpu File={folder}/gpu[0-1]\n")
         with (folder / "daemons.log").open("wb") as log:
             self._daemons = subprocess.Popen(
-                _namespace("bash", "-c", DAEMONS), cwd=folder, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, preexec_fn=partial(die_with, os.getpid()),
+                _namespace("bash", str(DAEMONS)), cwd=folder, env={**os.environ, **self.env},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=partial(die_with, os.getpid()),
             )  # fmt: skip
         try:
             self._wait_until_idle()
