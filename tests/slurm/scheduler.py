@@ -18,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
+from cluster import submit
 from sm_train.data.processes import die_with
 from tests.training import free_port
 
@@ -129,10 +131,38 @@ class Scheduler:
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60)
         return done.stdout
 
+    def submit(self, *words: str) -> list[str]:
+        """Submit a stage by the command, in this process; the ids of its jobs."""
+        with redirect_stdout(StringIO()) as said:
+            submit.main([*words, "to=slurm"])
+        return said.getvalue().split()
+
+    def field(self, job: str, name: str) -> str:
+        """What SLURM has written down of a job under a name."""
+        said = self.run("scontrol", "show", "job", job, "--oneliner")
+        return said.partition(f" {name}=")[2].split(" ")[0]
+
     def state(self, job: str) -> str:
         """A job's state in SLURM's word, such as PENDING."""
-        said = self.run("scontrol", "show", "job", job, "--oneliner")
-        return said.partition("JobState=")[2].split(" ")[0]
+        return self.field(job, "JobState")
+
+    def wait(self, job: str, timeout_s: float = 180) -> str:
+        """The state in which a job has ended."""
+        end = time.monotonic() + timeout_s
+        while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING"):
+            if time.monotonic() > end:
+                return f"{state} after {timeout_s} s"
+            time.sleep(0.1)
+        return state
+
+    def log(self, run: Path, job: str) -> str:
+        """What a job of a run's submissions has said."""
+        (path,) = run.glob(f"submitted/*/slurm-{job}.log")
+        return path.read_text()
+
+    def logs(self, run: Path) -> str:
+        """What every job of a run's submissions has said."""
+        return "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(run.glob("submitted/*/*.log")))
 
     def __exit__(self, *_: object) -> None:
         if self._daemons is not None:
