@@ -18,14 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
+from cluster import submit
 from sm_train.data.processes import die_with
 from tests.training import free_port
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "unshare")
+DAEMONS = Path(__file__).with_name("daemons.sh")
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 CONFIG = """\
@@ -59,19 +62,6 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 PartitionName=short Nodes=n1 MaxTime=5 State=UP
-"""
-
-# $$ is 1: the kernel ends the rest of the namespace with it. munged is ready once its socket is there.
-DAEMONS = """\
-set -e
-munged --foreground --force --key-file=munge.key --socket=munge.socket --pid-file=munged.pid --log-file=munged.log \
-    --seed-file=munged.seed &
-for _ in $(seq 100); do [ -S munge.socket ] && break; sleep 0.05; done
-slurmctld -D &
-slurmd -D -N n1 &
-slurmd -D -N n2 &
-wait -n
-echo "a daemon of SLURM ended" >&2
 """
 
 
@@ -117,8 +107,8 @@ class Scheduler:
         (folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-2] Name=gpu File={folder}/gpu[0-1]\n")
         with (folder / "daemons.log").open("wb") as log:
             self._daemons = subprocess.Popen(
-                _namespace("bash", "-c", DAEMONS), cwd=folder, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, preexec_fn=partial(die_with, os.getpid()),
+                _namespace("bash", str(DAEMONS)), cwd=folder, env={**os.environ, **self.env},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=partial(die_with, os.getpid()),
             )  # fmt: skip
         try:
             self._wait_until_idle()
@@ -141,10 +131,38 @@ class Scheduler:
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60)
         return done.stdout
 
+    def submit(self, *words: str) -> list[str]:
+        """Submit a stage by the command, in this process; the ids of its jobs."""
+        with redirect_stdout(StringIO()) as said:
+            submit.main([*words, "to=slurm"])
+        return said.getvalue().split()
+
+    def field(self, job: str, name: str) -> str:
+        """What SLURM has written down of a job under a name."""
+        said = self.run("scontrol", "show", "job", job, "--oneliner")
+        return said.partition(f" {name}=")[2].split(" ")[0]
+
     def state(self, job: str) -> str:
         """A job's state in SLURM's word, such as PENDING."""
-        said = self.run("scontrol", "show", "job", job, "--oneliner")
-        return said.partition("JobState=")[2].split(" ")[0]
+        return self.field(job, "JobState")
+
+    def wait(self, job: str, timeout_s: float = 180) -> str:
+        """The state in which a job has ended."""
+        end = time.monotonic() + timeout_s
+        while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING"):
+            if time.monotonic() > end:
+                return f"{state} after {timeout_s} s"
+            time.sleep(0.1)
+        return state
+
+    def log(self, run: Path, job: str) -> str:
+        """What a job of a run's submissions has said."""
+        (path,) = run.glob(f"submitted/*/slurm-{job}.log")
+        return path.read_text()
+
+    def logs(self, run: Path) -> str:
+        """What every job of a run's submissions has said."""
+        return "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(run.glob("submitted/*/*.log")))
 
     def __exit__(self, *_: object) -> None:
         if self._daemons is not None:
