@@ -29,6 +29,8 @@ DONE = "_DONE.json"
 DATASET = "dataset.json"
 CONTRACT = "contract.json"
 QUARANTINE = "quarantine.parquet"
+SUBMITTED = "submitted"
+"""What a submission keeps in the folder of what it makes (cluster.submission); no part of the set."""
 _PART = "part-"
 _READERS = 16  # small files fetched at once
 
@@ -45,7 +47,7 @@ def open_set(root: Place, contract: Mapping[str, Any]) -> None:
         found = files.parse_object(place.read(CONTRACT), f"{place.uri}/{CONTRACT}")
         require_same(dict(contract), found, place.uri, "give another folder, or remove this one")
         return
-    if CONTRACT not in names and names:
+    if CONTRACT not in names and {*names} - {SUBMITTED}:
         raise UserError(
             f"folder {place.uri} is not empty and holds no shard set ({CONTRACT} is missing); give another folder"
         )
