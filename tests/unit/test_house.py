@@ -97,8 +97,6 @@ def test_imports_run_one_way() -> None:
             other = floor_of(module)
             if own is not None and other is not None and other > own:
                 wrong.append(f"{name_of(path)} imports {module}")
-            if own == FLOORS.index("tools") and other == FLOORS.index("cluster"):
-                wrong.append(f"{name_of(path)} imports {module}")
     assert not wrong
 
 
