@@ -75,6 +75,11 @@ def from_mapping(schema: type[C], mapping: dict[str, Any], where: str) -> C:
     return _build(schema, [OmegaConf.create(mapping)], where=where)
 
 
+def from_words(schema: type[C], words: list[str], where: str) -> C:
+    """Build a frozen ``schema`` from ``key=value`` words alone."""
+    return _build(schema, [_override(word) for word in words], where=where, words=words)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
