@@ -21,10 +21,14 @@ from dataclasses import dataclass
 
 import torch
 
+from sm_train.data.lengths import FRAMES_PER_POSITION
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.train.engines.deepspeed import BUCKET, REUSE
 
 GIB = 2**30
+LOSS_BYTES = 12
+"""That the regression keeps of one number of a position: the difference, and both vectors for the cosine, in fp32."""
+FEATURE_BYTES = 2
 PREFETCH = 5 * 10**7
 """Elements: DeepSpeed 0.19's stage3_prefetch_bucket_size."""
 CONTEXT_BYTES = 1.5 * GIB
@@ -93,6 +97,10 @@ class Mapper:
         self.multiplications = self.parameters + first
         """Of one position: the first block sees two frames of it."""
 
+    def mask_bytes(self, item_bytes: int, *, on_cpu: bool) -> int:
+        """Bytes of an entry of a dropout mask: on a CPU it is a factor in the weights' own dtype."""
+        return (item_bytes if on_cpu else 1) if self.cfg.dropout else 0
+
     def kept_bytes(self, item_bytes: int, mask_bytes: int) -> float:
         """Bytes that one position keeps for the backward; ``mask_bytes`` of an entry of a dropout mask."""
         first, second, last = self.cfg.widths
@@ -136,32 +144,69 @@ def gathered_bytes(llm: Llama, mapper: Mapper, item_bytes: int, placement: str, 
     return item_bytes * (2 + 1 / ranks) * min(llm.parameters + mapper.parameters, window)
 
 
+def mapper_terms(
+    mapper: Mapper, precision: str, ranks: int, zero_stage: int, *, is_here: bool = True, on_cpu: bool = False
+) -> dict[str, float]:
+    """Bytes of the mapper and its optimizer on one rank, by term.
+
+    Args:
+        zero_stage: 0 is plain torch, which shards nothing.
+        is_here: False where weights wait in host memory.
+    """
+    item_bytes, trained = 4 if precision == "fp32" else 2, mapper.parameters
+    shards = ranks if zero_stage else 1  # of masters and moments
+    gradient = {0: 4 * trained, 1: 4 * trained * (1 + 1 / ranks), 2: 8 * trained / ranks, 3: 4 * trained / ranks}
+    bucket = 4 * (min(trained, BUCKET) if on_cpu else BUCKET)
+    return {
+        "mapper_weights": item_bytes * trained / (ranks if zero_stage == 3 else 1) if is_here else 0.0,
+        "mapper_masters": 4 * trained / shards,
+        "mapper_moments": 8 * trained / shards,
+        "mapper_gradient": gradient[zero_stage],
+        "bucket": bucket if zero_stage else 0.0,
+    }
+
+
 def memory_terms(
     llm: Llama, mapper: Mapper, batch: Batch, placement: str, ranks: int, precision: str, *, recomputed: bool = False,
-    on_cpu: bool = False,
+    on_cpu: bool = False, zero_stage: int | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Bytes of one rank at the turn from forward to backward, by term.
+    """Bytes of one rank of stage 2 at the turn from forward to backward, by term.
 
     Args:
         on_cpu: what was waiting in host memory is here; a replicated LLM in the bf16 of its file is mapped, each
-            rank counts its share; a buffer counts where it is written; nothing is dropped out; imports count apart.
+            rank counts its share; a buffer counts where it is written; imports count apart.
+        zero_stage: of the mapper where the LLM is replicated; None: ZeRO-1 in fp16, which needs it, else plain torch.
     """
     item_bytes, partitioned = 4 if precision == "fp32" else 2, placement != "replicated"
-    frozen, trained = item_bytes * llm.parameters, mapper.parameters
-    shards = ranks if partitioned or precision == "fp16" else 1  # of masters and moments
-    gradient = 4 * trained / ranks if partitioned else 4 * trained * (1 + 1 / ranks if precision == "fp16" else 1)
-    uses_deepspeed = partitioned or precision == "fp16"
+    stage = 3 if partitioned else zero_stage if zero_stage is not None else int(precision == "fp16")
     is_here = placement != "offload" or on_cpu
+    llm_weights = item_bytes * llm.parameters / (ranks if partitioned or (on_cpu and precision == "bf16") else 1)
     return {
-        "llm_weights": frozen / (ranks if partitioned or (on_cpu and precision == "bf16") else 1) if is_here else 0.0,
+        "llm_weights": llm_weights if is_here else 0.0,
         "gathered": gathered_bytes(llm, mapper, item_bytes, placement, ranks),
-        "mapper_weights": item_bytes * trained / (ranks if partitioned else 1) if is_here else 0.0,
-        "mapper_masters": 4 * trained / shards,
-        "mapper_moments": 8 * trained / shards,
-        "mapper_gradient": gradient,
-        "bucket": 4 * (min(trained, BUCKET) if on_cpu else BUCKET) if uses_deepspeed else 0.0,
+        **mapper_terms(mapper, precision, ranks, stage, is_here=is_here, on_cpu=on_cpu),
         "llm_kept": llm_kept(llm, batch, item_bytes, keeps_inputs=partitioned, recomputed=recomputed),
-        "mapper_kept": batch.items * batch.positions * mapper.kept_bytes(item_bytes, 0 if on_cpu else 1),
+        "mapper_kept": batch.items
+        * batch.positions
+        * mapper.kept_bytes(item_bytes, mapper.mask_bytes(item_bytes, on_cpu=on_cpu)),
         "logits": (12 if item_bytes == 4 else item_bytes + 12) * batch.items * batch.answer * llm.vocabulary,
         "context": 0.0 if on_cpu else CONTEXT_BYTES,
-    }  # fmt: skip
+    }
+
+
+def pretrain_terms(
+    mapper: Mapper, output_width: int, frames: int, ranks: int, precision: str, zero_stage: int, *, on_cpu: bool = False
+) -> dict[str, float]:
+    """Bytes of one rank of stage 1 at the turn from forward to backward, by term.
+
+    Args:
+        frames: padded ones of a micro-batch.
+    """
+    positions, item_bytes = frames // FRAMES_PER_POSITION, 4 if precision == "fp32" else 2
+    return {
+        **mapper_terms(mapper, precision, ranks, zero_stage, on_cpu=on_cpu),
+        "mapper_kept": positions * mapper.kept_bytes(item_bytes, mapper.mask_bytes(item_bytes, on_cpu=on_cpu)),
+        "loss_kept": LOSS_BYTES * output_width * positions,
+        "features": FEATURE_BYTES * frames * mapper.cfg.widths[0],
+        "context": 0.0 if on_cpu else CONTEXT_BYTES,
+    }
