@@ -9,18 +9,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cluster.gpus import GPUS
-from cluster.llm_shape import read_shape, table_shape
 from cluster.memory import GIB, MARGIN, Llama, Mapper, memory_terms, pretrain_terms
 from cluster.rows import Rows, read_rows
-from sm_train import config, files
+from cluster.shapes import TrainingConfig, largest_table, llm_of, mapper_of, read_shape, sets_of
 from sm_train.errors import UserError
-from sm_train.models.mapper import MapperConfig
 from sm_train.pretrain import PretrainConfig
-from sm_train.train import checkpoint
 from sm_train.tune import TuneConfig
 
 PROCESS_BYTES = 0.5 * GIB
@@ -30,8 +26,6 @@ _STATE = 12.0
 OF_THE_TURN = ("llm_kept", "mapper_kept", "loss_kept", "logits", "gathered")
 """What is there only while a micro-batch is at work."""
 _FILE_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-
-TrainingConfig = PretrainConfig | TuneConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,30 +74,27 @@ def gpu_bytes(name: str) -> float:
 
 def need(cfg: TrainingConfig, ranks: Ranks) -> Need:
     """What a stage needs; where that cannot be known, no terms and the reason."""
-    mapper_cfg, said = _mapper(cfg)
-    sets = [cfg.shards] if isinstance(cfg.shards, str) else list(cfg.shards)
-    rows, also = read_rows(sets, cfg.target, cfg.splits)
-    table = max(filter(None, (table_shape(shards, cfg.target) for shards in sets)), default=None)
-    llm, dtype = None, ""
+    rows, also = read_rows(sets_of(cfg), cfg.target, cfg.splits)
+    table, llm, dtype = largest_table(cfg), None, ""
     if isinstance(cfg, TuneConfig):
         try:
-            llm, dtype = read_shape(*_llm(cfg, sets[0]))
+            llm, dtype = read_shape(*llm_of(cfg))
         except UserError as error:
             return Need({}, {}, (str(error),))
-        mapper = Mapper(mapper_cfg, llm.width)
+        mapper, said = mapper_of(cfg, llm.width)
         terms = _of_tune(cfg, llm, mapper, rows, ranks)
     else:
-        width = table[1] if table else mapper_cfg.widths[2]
-        mapper = Mapper(mapper_cfg, width)
-        terms = _of_pretrain(cfg, width, mapper, rows, ranks)
+        mapper, said = mapper_of(cfg)
+        terms = _of_pretrain(cfg, mapper, rows, ranks)
+    assumed = tuple(filter(None, (said, also)))
     if table:
         terms["target_table"] = 4.0 * table[0] * table[1]
     if not ranks.on_cpu:
-        return Need(terms, _on_host(cfg, llm, dtype, mapper, ranks), (*said, *also))
+        return Need(terms, _on_host(cfg, llm, dtype, mapper, ranks), assumed)
     terms["process"] = PROCESS_BYTES
     of_turn = sum(terms.get(name, 0.0) for name in OF_THE_TURN)
     terms["state_copy"] = max(_STATE * mapper.parameters - of_turn, 0.0)  # never at the same time
-    return Need(terms, {}, (*said, *also))
+    return Need(terms, {}, assumed)
 
 
 def _on_host(cfg: TrainingConfig, llm: Llama | None, dtype: str, mapper: Mapper, ranks: Ranks) -> dict[str, float]:
@@ -119,10 +110,10 @@ def _on_host(cfg: TrainingConfig, llm: Llama | None, dtype: str, mapper: Mapper,
     return host
 
 
-def _of_pretrain(cfg: PretrainConfig, width: int, mapper: Mapper, rows: Rows, ranks: Ranks) -> dict[str, float]:
+def _of_pretrain(cfg: PretrainConfig, mapper: Mapper, rows: Rows, ranks: Ranks) -> dict[str, float]:
     engine, frames = cfg.engine, rows.piece(cfg.batch.frames, cfg.engine.split)
     stage = engine.zero_stage if engine.name == "deepspeed" else 0
-    return pretrain_terms(mapper, width, frames, ranks.count, engine.precision, stage, on_cpu=ranks.on_cpu)
+    return pretrain_terms(mapper, frames, ranks.count, engine.precision, stage, on_cpu=ranks.on_cpu)
 
 
 def _of_tune(cfg: TuneConfig, llm: Llama, mapper: Mapper, rows: Rows, ranks: Ranks) -> dict[str, float]:
@@ -133,27 +124,6 @@ def _of_tune(cfg: TuneConfig, llm: Llama, mapper: Mapper, rows: Rows, ranks: Ran
         llm, mapper, batch, cfg.placement, ranks.count, engine.precision, recomputed=recomputed, on_cpu=ranks.on_cpu,
         zero_stage=stage,
     )  # fmt: skip
-
-
-def _mapper(cfg: TrainingConfig) -> tuple[MapperConfig, list[str]]:
-    if isinstance(cfg, PretrainConfig):
-        return cfg.mapper, []
-    try:
-        saved = files.read_object(checkpoint.find(Path(cfg.mapper)) / "config.json")
-        return config.from_mapping(MapperConfig, saved["mapper"], cfg.mapper), []
-    except (UserError, KeyError):
-        return MapperConfig(), [f"a mapper of the paper's size, as {cfg.mapper} has none yet"]
-
-
-def _llm(cfg: TuneConfig, shards: str) -> tuple[str, str | None]:
-    """The LLM that a config names, or its target set does."""
-    if cfg.llm:
-        return cfg.llm, cfg.llm_revision
-    path = Path(shards) / "targets" / cfg.target / "dataset.json"
-    if "://" in shards or not path.is_file():
-        raise UserError(f"the LLM is not known: llm is not set, and target set {path.parent} is not here")
-    contract = files.read_object(path)
-    return str(contract.get("llm")), contract.get("llm_revision")
 
 
 def require_fits(

@@ -92,7 +92,7 @@ class Mapper:
     def __init__(self, cfg: MapperConfig, output_width: int) -> None:
         with torch.device("meta"):
             module = SpeechMapper(cfg, cfg.widths[0], output_width)
-        self.cfg, self.parameters = cfg, module.num_parameters
+        self.cfg, self.output_width, self.parameters = cfg, output_width, module.num_parameters
         first = sum(p.numel() for p in module.blocks[0].parameters())
         self.multiplications = self.parameters + first
         """Of one position: the first block sees two frames of it."""
@@ -195,7 +195,7 @@ def memory_terms(
 
 
 def pretrain_terms(
-    mapper: Mapper, output_width: int, frames: int, ranks: int, precision: str, zero_stage: int, *, on_cpu: bool = False
+    mapper: Mapper, frames: int, ranks: int, precision: str, zero_stage: int, *, on_cpu: bool = False
 ) -> dict[str, float]:
     """Bytes of one rank of stage 1 at the turn from forward to backward, by term.
 
@@ -206,7 +206,7 @@ def pretrain_terms(
     return {
         **mapper_terms(mapper, precision, ranks, zero_stage, on_cpu=on_cpu),
         "mapper_kept": positions * mapper.kept_bytes(item_bytes, mapper.mask_bytes(item_bytes, on_cpu=on_cpu)),
-        "loss_kept": LOSS_BYTES * output_width * positions,
+        "loss_kept": LOSS_BYTES * mapper.output_width * positions,
         "features": FEATURE_BYTES * frames * mapper.cfg.widths[0],
         "context": 0.0 if on_cpu else CONTEXT_BYTES,
     }

@@ -47,7 +47,7 @@ class Rows:
         return Batch(items, row, round(self.positions), round(1.5 * self.tokens) + 1)
 
 
-def read_rows(sets: Sequence[str], target: str, splits: Sequence[str]) -> tuple[Rows, list[str]]:
+def read_rows(sets: Sequence[str], target: str, splits: Sequence[str]) -> tuple[Rows, str]:
     """The rows of the largest local shard set, and what is assumed where there is none."""
     largest: tuple[int, Rows] | None = None
     for folder in sets:
@@ -67,5 +67,5 @@ def read_rows(sets: Sequence[str], target: str, splits: Sequence[str]) -> tuple[
         sizes = (float(positions.mean()), float(tokens.mean()), int(positions.max()), int(tokens.max()))
         largest = len(positions), Rows(*sizes)
     if largest is None:
-        return Rows(), ["every row as LibriSpeech's mean one, as no complete shard set is here"]
-    return largest[1], []
+        return Rows(), "every row as LibriSpeech's mean one, as no complete shard set is here"
+    return largest[1], ""

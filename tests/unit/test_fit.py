@@ -12,11 +12,12 @@ import pytest
 
 from cluster.fit import Need, Ranks, gpu_bytes, lack, need, require_fits
 from cluster.hub import Answer, ask, folder_of, missing_weights
-from cluster.llm_shape import read_shape, shape_of, table_shape
 from cluster.memory import GIB, LLAMA_31_8B
 from cluster.rows import Rows, read_rows
+from cluster.shapes import read_shape, shape_of, table_shape
 from sm_train import config
 from sm_train.errors import UserError
+from sm_train.models.mapper import MapperConfig
 from sm_train.pretrain import PretrainConfig
 from sm_train.tune import TuneConfig
 from tests import training
@@ -31,14 +32,19 @@ SETTINGS = {
 
 @pytest.fixture
 def llm(tmp_path: Path) -> Path:
-    """A folder with the config.json of an LLM of 8B parameters, and nothing else."""
+    """A folder with the config.json of an LLM of 8B parameters, and beside it a mapper of the paper's size."""
     (tmp_path / "8b").mkdir()
+    (tmp_path / "stage1").mkdir()
+    (tmp_path / "stage1/mapper.safetensors").touch()
+    mapper = {"mapper": config.to_mapping(MapperConfig()), "output_width": 4096}
+    (tmp_path / "stage1/config.json").write_text(json.dumps(mapper))
     (tmp_path / "8b/config.json").write_text(json.dumps(SETTINGS))
     return tmp_path / "8b"
 
 
 def tune(llm: Path, *words: str) -> TuneConfig:
-    return config.load(TuneConfig, [str(ROOT / "configs/tune/llama31-8b.yaml"), f"llm={llm}", *words], "test")
+    stage1 = [f"mapper={llm.parent / 'stage1'}"] if (llm.parent / "stage1").is_dir() else []
+    return config.load(TuneConfig, [str(ROOT / "configs/tune/llama31-8b.yaml"), f"llm={llm}", *stage1, *words], "test")
 
 
 def pretrain(*words: str) -> PretrainConfig:
@@ -106,7 +112,9 @@ def test_what_is_not_known_is_said(tmp_path: Path) -> None:
     found = require_fits(tune(Path("nobody/has-it")), "V100-32", Ranks())
     assert not found.is_known
     assert "is not known: it is neither a folder here nor in the hub's cache" in found.assumed[0]
-    assert any("mapper of the paper's size" in said for said in need(tune(write(tmp_path)), Ranks()).assumed)
+    found = need(tune(write(tmp_path)), Ranks())
+    assert any("no mapper, as runs/llama31-8b has none yet" in said for said in found.assumed)
+    assert found.device["mapper_moments"] < 1e6  # nothing is refused for what is not known
 
 
 def write(folder: Path, **settings: Any) -> Path:

@@ -1,4 +1,4 @@
-"""The shape of an LLM from its config.json alone, in a folder or in the hub's cache."""
+"""What a training config names, in shapes: the LLM from its config.json alone, the mapper, the table of targets."""
 
 from __future__ import annotations
 
@@ -7,10 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from cluster.hub import folder_of
-from cluster.memory import Llama
-from sm_train import files
+from cluster.memory import Llama, Mapper
+from sm_train import config, files
 from sm_train.errors import UserError
+from sm_train.models.mapper import MapperConfig
+from sm_train.pretrain import PretrainConfig
+from sm_train.train import checkpoint
+from sm_train.tune import TuneConfig
 
+TrainingConfig = PretrainConfig | TuneConfig
+
+_NO_MAPPER = MapperConfig(widths=[2, 2, 2], layers=1, heads=1, feed_forward=1)
 _KEYS = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size")
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _TIED = ("gemma", "gemma2", "gemma3", "gemma3_text")
@@ -61,3 +68,47 @@ def table_shape(shard_set: str, target: str) -> tuple[int, int] | None:
     except (OSError, KeyError, TypeError, ValueError, UserError):
         return None
     return int(rows), int(width)
+
+
+def mapper_of(cfg: TrainingConfig, width: int | None = None) -> tuple[Mapper, str]:
+    """The mapper that a stage trains, and why it is not known; nearly nothing is counted for it then.
+
+    Args:
+        width: of the LLM; None takes the target set's, or the head's own where there is no target set.
+    """
+    if width is None:
+        table = largest_table(cfg)
+        width = table[1] if table else None
+    if isinstance(cfg, PretrainConfig):
+        return Mapper(cfg.mapper, width or cfg.mapper.widths[2]), ""
+    try:
+        saved = files.read_object(checkpoint.find(Path(cfg.mapper)) / "config.json")
+        shape = config.from_mapping(MapperConfig, saved["mapper"], cfg.mapper)
+        return Mapper(shape, width or int(saved["output_width"])), ""
+    except (UserError, KeyError):
+        return Mapper(_NO_MAPPER, width or 2), f"no mapper, as {cfg.mapper} has none yet"
+
+
+def llm_of(cfg: TuneConfig) -> tuple[str, str | None]:
+    """The LLM that a config names, or its target set does: path and revision.
+
+    Raises:
+        UserError: neither does.
+    """
+    if cfg.llm:
+        return cfg.llm, cfg.llm_revision
+    path = Path(cfg.shards) / "targets" / cfg.target / "dataset.json"
+    if "://" in cfg.shards or not path.is_file():
+        raise UserError(f"the LLM is not known: llm is not set, and target set {path.parent} is not here")
+    contract = files.read_object(path)
+    return str(contract.get("llm")), contract.get("llm_revision")
+
+
+def largest_table(cfg: TrainingConfig) -> tuple[int, int] | None:
+    """Rows and width of the largest table of targets that is here."""
+    return max(filter(None, (table_shape(shards, cfg.target) for shards in sets_of(cfg))), default=None)
+
+
+def sets_of(cfg: TrainingConfig) -> list[str]:
+    """The shard sets that a config names."""
+    return [cfg.shards] if isinstance(cfg.shards, str) else list(cfg.shards)
