@@ -39,7 +39,7 @@ def resolve(path: str, revision: str | None, what: str) -> Path:
         if constants.HF_HUB_OFFLINE:
             raise UserError(
                 f"{what} {path}: neither a folder here nor in the hub's cache, and HF_HUB_OFFLINE is set; fetch it "
-                "with python -m tools.fetch CONFIG --to DIR on a machine with internet, and name the folder DIR/NAME instead"
+                "with python -m tools.fetch CONFIG --to DIR on a machine with internet, and name the folder instead"
             ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{what} {path}: neither a folder here nor to be had from the hub ({reason})") from None
