@@ -18,13 +18,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import pytest
+
 from cluster import submit
 from sm_train.data.processes import die_with
+from tests.builders import ROOT
 from tests.training import free_port
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "unshare")
@@ -169,6 +173,18 @@ class Scheduler:
             self._daemons.kill()  # --kill-child: with it goes the namespace
             self._daemons.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Scheduler]:
+    """A scheduler, with its commands and a module's submissions in the environment of this process."""
+    if why := missing():
+        pytest.skip(f"no SLURM can run here: {why}")
+    with Scheduler() as scheduler, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**scheduler.env, "PYTHONPATH": str(ROOT / "tests/poison")}.items():
+            patch.setenv(name, value)
+        patch.chdir(scheduler.folder)  # jobs have the code of their submission alone
+        yield scheduler
 
 
 if __name__ == "__main__":
