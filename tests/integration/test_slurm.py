@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import submit
@@ -12,6 +17,7 @@ from sm_train import files
 from sm_train.errors import UserError
 from sm_train.precompute import PrecomputeConfig
 from tests import training
+from tests.builders import ROOT, child_env
 from tests.integration.precompute_jobs import command_file, hashes
 from tests.slurm.scheduler import Scheduler, slurm
 
@@ -117,3 +123,28 @@ def test_what_slurm_has_is_let_through_and_a_dry_run_leaves_nothing(
     submit.main(["pretrain", str(path), "to=slurm", "dry_run=true", *words])
     assert "#SBATCH --gpus-per-node=2" in capsys.readouterr().out
     assert os.listdir(tmp_path) == ["run.yaml"]
+
+
+def test_a_scheduler_beside_it_ends_with_the_process_that_started_it(slurm: Scheduler) -> None:
+    argv = [sys.executable, "-m", "tests.slurm.scheduler"]
+    with subprocess.Popen(argv, cwd=ROOT, env=child_env(), stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        conf = Path(starter.stdout.readline().strip().removeprefix("export SLURM_CONF="))
+        folder = conf.parent
+        try:
+            assert {"munged", "slurmctld", "slurmd"} <= {name for _, name in processes_in(folder)}
+        finally:
+            starter.kill()
+    training.wait_for(lambda: not processes_in(folder), 10)
+    shutil.rmtree(folder)
+    assert slurm.state_of_nodes() == ["idle", "idle"]
+
+
+def processes_in(folder: Path) -> set[tuple[int, str]]:
+    """The processes whose working folder it is, or that name it."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder) or str(folder) in " ".join(process.cmdline()):
+                found.add((process.pid, process.name()))
+    return found

@@ -123,7 +123,7 @@ class Scheduler:
 
     def _wait_until_idle(self, timeout_s: float = 30) -> None:
         end = time.monotonic() + timeout_s
-        while self.run("sinfo", "--noheader", "--Node", "-o", "%t", "-p", "main").split() != ["idle", "idle"]:
+        while self.state_of_nodes() != ["idle", "idle"]:
             assert self._daemons is not None
             if self._daemons.poll() is not None or time.monotonic() > end:
                 logs = "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.log"))
@@ -134,6 +134,10 @@ class Scheduler:
         """What one of SLURM's commands prints."""
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60)
         return done.stdout
+
+    def state_of_nodes(self) -> list[str]:
+        """Of n1 and n2 in SLURM's word, such as idle."""
+        return self.run("sinfo", "--noheader", "--Node", "-o", "%t", "-p", "main").split()
 
     def submit(self, *words: str) -> list[str]:
         """Submit a stage by the command, in this process; the ids of its jobs."""
