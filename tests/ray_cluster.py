@@ -26,15 +26,16 @@ class RayCluster:
 
     Args:
         folder: for its token, and for what it says.
+        env: variables of all its processes.
     """
 
-    def __init__(self, folder: Path, nodes: int, cpus: int) -> None:
+    def __init__(self, folder: Path, nodes: int, cpus: int, **env: str) -> None:
         (folder / "token").write_text(TOKEN)
         self.auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         with (folder / "cluster.log").open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.ray_cluster", str(nodes), str(cpus)], cwd=ROOT, text=True,
-                env=child_env(**self.auth, RAY_USAGE_STATS_ENABLED="0"), stdin=subprocess.PIPE,
+                env=child_env(**env, **self.auth, RAY_USAGE_STATS_ENABLED="0"), stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         assert self._process.stdin
@@ -46,18 +47,19 @@ class RayCluster:
         self.raylets = [psutil.Process(pid) for pid in told["raylets"]]
         self._all = psutil.Process(self._process.pid)
 
-    def kill_holder(self, words: str) -> psutil.Process:
-        """Kill a raylet that has a process whose command line holds ``words`` among its descendants."""
+    def kill_holder(self, words: str) -> list[psutil.Process]:
+        """Kill a raylet below which some process has ``words`` on its command line; it, and all that were below it."""
         for raylet in self.raylets:
-            if any(words in " ".join(one.cmdline()) for one in alive(raylet)):
+            found = below(raylet)
+            if any(words in " ".join(one.cmdline()) for one in found):
                 raylet.kill()
                 self.raylets.remove(raylet)
-                return raylet
+                return [raylet, *found]
         raise AssertionError(f"no raylet has {words}")
 
     def close(self) -> list[str]:
         """End everything; the command lines of what had to be killed."""
-        everything = alive(self._all)
+        everything = below(self._all)
         assert self._process.stdin
         self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
@@ -69,10 +71,17 @@ class RayCluster:
         return [str(one) for one in left]
 
 
-def alive(process: psutil.Process) -> list[psutil.Process]:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it has not ended; one whose code nobody has asked for has."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def below(process: psutil.Process) -> list[psutil.Process]:
     """A process's descendants."""
     with suppress(psutil.NoSuchProcess):
-        return [one for one in process.children(recursive=True) if one.is_running()]
+        return [one for one in process.children(recursive=True) if is_alive(one)]
     return []
 
 
