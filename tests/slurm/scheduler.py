@@ -32,6 +32,7 @@ from tests.builders import ROOT
 from tests.training import free_port
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "unshare")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 DAEMONS = Path(__file__).with_name("daemons.sh")
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -157,7 +158,7 @@ class Scheduler:
     def wait(self, job: str, timeout_s: float = 180) -> str:
         """The state in which a job has ended."""
         end = time.monotonic() + timeout_s
-        while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING"):
+        while (state := self.state(job)) not in ENDED:
             if time.monotonic() > end:
                 return f"{state} after {timeout_s} s"
             time.sleep(0.1)
