@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from cluster import submit
@@ -13,26 +17,15 @@ from sm_train import files
 from sm_train.errors import UserError
 from sm_train.precompute import PrecomputeConfig
 from tests import training
-from tests.builders import ROOT
+from tests.builders import ROOT, child_env
 from tests.integration.precompute_jobs import command_file, hashes
-from tests.slurm.scheduler import Scheduler, missing
+from tests.slurm.scheduler import Scheduler, slurm
+
+__all__ = ["slurm"]
 
 pytestmark = pytest.mark.slow
 LOOP = {"steps": 12, "save_every": 5, "validate_every": 4, "log_every": 1}
 AT_STEP = 7
-
-
-@pytest.fixture(scope="module")
-def slurm() -> Iterator[Scheduler]:
-    """The scheduler, with its commands and this module's submissions in the environment of this process."""
-    if why := missing():
-        pytest.skip(f"no SLURM can run here: {why}")
-    with Scheduler() as scheduler, pytest.MonkeyPatch.context() as patch:
-        for name, value in scheduler.env.items():
-            patch.setenv(name, value)
-        patch.setenv("PYTHONPATH", str(ROOT / "tests/poison"))
-        patch.chdir(scheduler.folder)  # jobs have the code of their submission alone
-        yield scheduler
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +52,8 @@ def test_precompute_over_a_job_array_makes_the_same_bytes(
     words = [str(command_file(cfg, tmp_path)), f"out={out}", "slurm.tasks=2", "slurm.cpus=1", "slurm.time=30"]
     array, joining = slurm.submit("precompute", *words)
     assert slurm.wait(joining) == "COMPLETED", slurm.logs(out)
-    assert {name: found for name, found in hashes(out).items() if not name.startswith("submitted/")} == reference
+    beside = ("submitted/", "log-")  # what was submitted; measurements of each task
+    assert {name: found for name, found in hashes(out).items() if not name.startswith(beside)} == reference
     said = [slurm.log(out, f"{array}_{task}") for task in (0, 1)]
     assert all(said), "a task of the array did nothing"
     assert "15 of 15 parts are there already" in slurm.log(out, joining)
@@ -107,8 +101,8 @@ def test_a_mistake_is_not_queued_again_and_what_waits_for_it_ends(
         (["slurm.cpus=3"], "3 CPUs and 0 GPUs on each of 1 nodes: partition main has 0 such nodes; its largest has 2"),
         (["gpus_per_node=4", "ranks_per_node=4", "engine.device=auto"], "its largest has 2 CPUs and 2 GPUs"),
         (["slurm.time=2:00:00"], "slurm.time is 2:00:00; partition main allows at most 1:00:00"),
-        (["slurm.constraint=fast"], "sbatch: Batch job submission failed: Invalid feature specification"),
-        (["slurm.nodelist=n7"], "sbatch: Batch job submission failed: Invalid node name specified"),
+        (["slurm.constraint=fast"], "sbatch: Invalid feature specification"),
+        (["slurm.nodelist=n7"], "sbatch: Invalid node name specified"),
     ],
 )
 def test_what_slurm_does_not_have_is_refused_before_anything_is_sent(
@@ -121,8 +115,36 @@ def test_what_slurm_does_not_have_is_refused_before_anything_is_sent(
     assert not (tmp_path / "run").exists()
 
 
-def test_gpus_of_slurm_s_books_are_given_to_a_job(slurm: Scheduler, shard_folder: Path, tmp_path: Path) -> None:
+def test_what_slurm_has_is_let_through_and_a_dry_run_leaves_nothing(
+    slurm: Scheduler, shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = training.write_config(tmp_path / "run.yaml", shard_folder, engine={"device": "auto"})
-    words = ["gpus_per_node=2", "ranks_per_node=2", "nodes=2", "slurm.time=30"]
+    words = ["gpus_per_node=2", "ranks_per_node=2", "nodes=2", "slurm.time=1:00:00"]
     submit.main(["pretrain", str(path), "to=slurm", "dry_run=true", *words])
+    assert "#SBATCH --gpus-per-node=2" in capsys.readouterr().out
     assert os.listdir(tmp_path) == ["run.yaml"]
+
+
+def test_a_scheduler_beside_it_ends_with_the_process_that_started_it(slurm: Scheduler) -> None:
+    argv = [sys.executable, "-m", "tests.slurm.scheduler"]
+    with subprocess.Popen(argv, cwd=ROOT, env=child_env(), stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        conf = Path(starter.stdout.readline().strip().removeprefix("export SLURM_CONF="))
+        folder = conf.parent
+        try:
+            assert {"munged", "slurmctld", "slurmd"} <= {name for _, name in processes_in(folder)}
+        finally:
+            starter.kill()
+    training.wait_for(lambda: not processes_in(folder), 10)
+    shutil.rmtree(folder)
+    assert slurm.state_of_nodes() == ["idle", "idle"]
+
+
+def processes_in(folder: Path) -> set[tuple[int, str]]:
+    """The processes whose working folder it is, or that name it."""
+    found = set()
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.cwd() == str(folder) or str(folder) in " ".join(process.cmdline()):
+                found.add((process.pid, process.name()))
+    return found

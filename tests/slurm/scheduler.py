@@ -18,16 +18,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import redirect_stdout, suppress
 from functools import partial
 from io import StringIO
 from pathlib import Path
 
+import pytest
+
 from cluster import submit
 from sm_train.data.processes import die_with
+from tests.builders import ROOT
 from tests.training import free_port
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "unshare")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
 DAEMONS = Path(__file__).with_name("daemons.sh")
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
@@ -119,7 +124,7 @@ class Scheduler:
 
     def _wait_until_idle(self, timeout_s: float = 30) -> None:
         end = time.monotonic() + timeout_s
-        while self.run("sinfo", "--noheader", "--Node", "-o", "%t", "-p", "main").split() != ["idle", "idle"]:
+        while self.state_of_nodes() != ["idle", "idle"]:
             assert self._daemons is not None
             if self._daemons.poll() is not None or time.monotonic() > end:
                 logs = "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.log"))
@@ -130,6 +135,10 @@ class Scheduler:
         """What one of SLURM's commands prints."""
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60)
         return done.stdout
+
+    def state_of_nodes(self) -> list[str]:
+        """Of n1 and n2 in SLURM's word, such as idle."""
+        return self.run("sinfo", "--noheader", "--Node", "-o", "%t", "-p", "main").split()
 
     def submit(self, *words: str) -> list[str]:
         """Submit a stage by the command, in this process; the ids of its jobs."""
@@ -149,7 +158,7 @@ class Scheduler:
     def wait(self, job: str, timeout_s: float = 180) -> str:
         """The state in which a job has ended."""
         end = time.monotonic() + timeout_s
-        while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "REQUEUED", "CONFIGURING"):
+        while (state := self.state(job)) not in ENDED:
             if time.monotonic() > end:
                 return f"{state} after {timeout_s} s"
             time.sleep(0.1)
@@ -169,6 +178,18 @@ class Scheduler:
             self._daemons.kill()  # --kill-child: with it goes the namespace
             self._daemons.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Scheduler]:
+    """A scheduler, with its commands and a module's submissions in the environment of this process."""
+    if why := missing():
+        pytest.skip(f"no SLURM can run here: {why}")
+    with Scheduler() as scheduler, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**scheduler.env, "PYTHONPATH": str(ROOT / "tests/poison")}.items():
+            patch.setenv(name, value)
+        patch.chdir(scheduler.folder)  # jobs have the code of their submission alone
+        yield scheduler
 
 
 if __name__ == "__main__":

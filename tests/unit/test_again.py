@@ -74,6 +74,13 @@ def test_a_wrong_command_line_shows_its_usage(argv: list[str]) -> None:
         again.main(argv)
 
 
+def test_a_signal_that_came_before_training_is_explained(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    again.main(["138", "pretrain", *RUN])
+    assert "is --signal too long before the end of --time?" in capsys.readouterr().out
+    again.main(["137", "pretrain", *RUN])
+    assert "--signal" not in capsys.readouterr().out
+
+
 def test_the_exit_code_is_the_answer(run: Path) -> None:
     save(run, 5)
     codes = []
