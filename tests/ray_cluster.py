@@ -52,7 +52,8 @@ class RayCluster:
         for raylet in self.raylets:
             found = below(raylet)
             if any(words in " ".join(one.cmdline()) for one in found):
-                raylet.kill()
+                assert self._process.stdin
+                print(raylet.pid, file=self._process.stdin, flush=True)
                 self.raylets.remove(raylet)
                 return [raylet, *found]
         raise AssertionError(f"no raylet has {words}")
@@ -88,7 +89,8 @@ def below(process: psutil.Process) -> list[psutil.Process]:
 def main(nodes: int, cpus: int) -> None:
     from ray.cluster_utils import Cluster
 
-    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 500,
+    # A raylet that was killed refuses the connection: only one that is merely slow is given the whole timeout.
+    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 5000,
              "health_check_failure_threshold": 3}  # fmt: skip
     port = free_port()
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": quick, "include_dashboard": True,
@@ -96,10 +98,13 @@ def main(nodes: int, cpus: int) -> None:
     made = Cluster(initialize_head=True, head_node_args=head)
     beside = [made.add_node(wait=False, num_cpus=cpus, object_store_memory=STORE_BYTES) for _ in range(nodes)]
     made.wait_for_nodes()
-    raylets = [one.all_processes["raylet"][0].process.pid for one in beside]
-    told = {"address": made.address, "dashboard": f"http://127.0.0.1:{port}", "raylets": raylets}
+    raylets = [one.all_processes["raylet"][0].process for one in beside]
+    told = {"address": made.address, "dashboard": f"http://127.0.0.1:{port}", "raylets": [one.pid for one in raylets]}
     print(json.dumps(told), flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        (raylet,) = (one for one in raylets if one.pid == int(line))
+        raylet.kill()
+        raylet.wait()  # else it would stay a zombie, and its workers would take it for alive
     made.shutdown()
 
 

@@ -21,7 +21,7 @@ from tests.integration.precompute_jobs import command_file, hashes, log_of, part
 from tests.ray_cluster import RayCluster, is_alive
 
 pytestmark = pytest.mark.slow
-STEPS, SAVE_EVERY = 400, 40
+STEPS, SAVE_EVERY = 200, 20
 TRAINING = {
     "loop": {"steps": STEPS, "save_every": SAVE_EVERY, "log_every": SAVE_EVERY, "validate_every": 0},
     "engine": {"heartbeat_s": 2, "timeout_s": 60},
