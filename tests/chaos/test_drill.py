@@ -39,7 +39,7 @@ DRILL_S = float(os.environ.get("DRILL_SECONDS", "900"))
 KILL_S = float(os.environ.get("DRILL_KILL_S", "180"))
 RANKS = 2
 SHARE = 0.95
-_LATE_S = 120.0
+_LATE_S = 300.0
 
 
 @dataclass
@@ -50,7 +50,6 @@ class Drill:
     victims: list[int] = field(default_factory=list)
     noticed_s: list[float] = field(default_factory=list)
     """When all ranks had ended, and the command was started again."""
-    log: Path = Path()
 
 
 def start(path: Path, log: Path) -> list[subprocess.Popen[bytes]]:
@@ -68,7 +67,7 @@ def start(path: Path, log: Path) -> list[subprocess.Popen[bytes]]:
 
 def supervise(path: Path, log: Path, seconds: float, kill_s: float) -> Drill:
     """Keep a run at work, kill a rank once in a while, and ask it to save and leave at the end."""
-    drill, draw = Drill(log=log), random.Random(0)
+    drill, draw = Drill(), random.Random(0)
     begun_s, next_kill_s, is_over = time.time(), kill_s, False
     ranks = start(path, log)
     try:
@@ -97,17 +96,26 @@ def supervise(path: Path, log: Path, seconds: float, kill_s: float) -> Drill:
             drill.noticed_s.append(time.time())
             ranks = start(path, log)
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+        end(ranks)
+
+
+def end(ranks: list[subprocess.Popen[bytes]]) -> None:
+    """Let nothing live on."""
+    for rank in ranks:
+        rank.kill()
+        rank.wait()
 
 
 def calibrate(folder: Path, shard_set: Path) -> tuple[float, float]:
     """Seconds of a save's stall and of a step, medians of a short run with no kill."""
     loop = {"steps": 60, "save_every": 6, "validate_every": 0, "log_every": 1000}
     path = resume.write_config(folder / "calibration.yaml", resume.MINIATURE, shard_set, **loop)
-    ranks = start(path, folder / "calibration.log")
-    assert [rank.wait(_LATE_S) for rank in ranks] == [0] * RANKS, (folder / "calibration.log").read_text()[-3000:]
+    log = folder / "calibration.log"
+    ranks = start(path, log)
+    try:
+        assert [rank.wait(_LATE_S) for rank in ranks] == [0] * RANKS, log.read_text()[-3000:]
+    finally:
+        end(ranks)
     lines = training.metrics(path.with_suffix(""))
     return median(row["checkpoint_s"] for row in lines if "checkpoint_s" in row), median(goodput.step_seconds(lines))
 
