@@ -45,10 +45,3 @@ def test_the_real_ranks_of_torchrun_and_a_failure(tmp_path: Path) -> None:
     assert done.stdout.count("FAIL  ") == 1
     assert "1 of 1 parts are gone" in done.stdout
     assert done.stdout.count("ok    python") == 1  # rank 0 alone speaks
-
-
-def test_a_mistaken_config_is_the_person_s(tmp_path: Path) -> None:
-    done = run_module("cluster.doctor", "pretrain", CONFIG, "loop.stepps=3")
-    assert (done.returncode, "unknown key" in done.stderr) == (2, True)
-    done = run_module("cluster.doctor", "retarget", "x")
-    assert (done.returncode, "stage is 'retarget'" in done.stderr) == (2, True)

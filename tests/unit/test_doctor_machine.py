@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import time
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,10 @@ def test_a_file_system_by_its_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for kind, mark in (("ext4", OK), ("xfs", OK), ("nfs4", WARN), ("fuse.sshfs", WARN), ("tmpfs", WARN)):
         monkeypatch.setattr(machine, "kind_of", lambda path, kind=kind: kind)
         assert machine.file_system(tmp_path).mark == mark
+
+
+def test_a_file_server_whose_clock_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true = time.time
+    monkeypatch.setattr(time, "time", lambda: true() - 3600)
+    found = machine.file_system(tmp_path)
+    assert (found.mark, "clock is 3600 s ahead" in found.text) == (WARN, True)

@@ -87,3 +87,12 @@ def test_an_encoder_and_an_evaluation_s_llm(encoder_folder: Path, tmp_path: Path
     miniature = ROOT / "configs/evaluate/miniature.yaml"
     assert trial.answer_trial(work("evaluate", miniature)).mark == OK
     assert trial.answer_trial(work("evaluate", miniature, "llm.path=no/such-llm")).mark == SKIP
+
+
+def test_an_evaluation_s_llm_and_its_device(tmp_path: Path) -> None:
+    path = ROOT / "configs/evaluate/llama31-8b.yaml"
+    words = [f"llm.path={write(tmp_path)}"]
+    assert trial.fit_answers(work("evaluate", path, *words, gpu="A100-40")).mark == OK
+    bad = trial.fit_answers(work("evaluate", path, *words, "llm.dtype=float32", gpu="V100-32"))
+    assert (bad.mark, "llm_weights 29.9" in bad.text) == (FAIL, True)
+    assert trial.fit_answers(work("evaluate", path, "llm.path=no/such-llm")).mark == WARN

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
-from cluster.hub import Answer, ask, folder_of, is_repo, missing_weights
+from cluster.hub import Answer, ask, folder_of, is_repo, missing_weights, settings
 from tests.unit.test_fetch import Hub, hub  # noqa: F401
 from tests.unit.test_fit import write
 
@@ -58,3 +59,13 @@ def test_a_model_in_the_cache_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     (snapshot / "model.safetensors").touch()
     assert ask("a/llm", None).is_had
     assert folder_of("a/llm", "b" * 40) is None
+
+
+def test_how_models_are_come_by(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert settings().text.startswith(f"offline, cache {tmp_path / 'hub'}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert settings().is_had
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert not settings().is_had
