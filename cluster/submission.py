@@ -26,6 +26,7 @@ import sm_train
 from cluster.to_ray import RayConfig
 from cluster.to_slurm import SlurmConfig
 from sm_train import config, files
+from sm_train.data.shards import SUBMITTED
 from sm_train.encoding.settings import PrecomputeConfig
 from sm_train.errors import UserError
 from sm_train.evaluate import EvaluateConfig
@@ -42,7 +43,6 @@ SCHEMAS: dict[str, Any] = {
 TRAINING = ("pretrain", "tune")
 """Stages that run on several ranks."""
 PLACES = ("local", "ray", "slurm")
-SUBMITTED = "submitted"
 _CARRIED = ("HF_HUB_OFFLINE", "HF_HOME", "TOKENIZERS_PARALLELISM")  # variables that a job has as its submitter has them
 
 
@@ -133,7 +133,11 @@ def make(stage: str, words: list[str], submit: SubmitConfig) -> Job:
     folder = next_folder(root.resolve() / SUBMITTED)
     home = Path(submit.workdir).absolute() if submit.workdir else Path.cwd()
     job = Job(stage, submit, tuple(words), cfg, folder, home)
-    env = {"PYTHONSAFEPATH": "1", "PYTHONPATH": str(job.there(folder / "code"))}
+    own = os.environ.get("PYTHONPATH")
+    env = {
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": os.pathsep.join([str(job.there(folder / "code")), *([own] if own else [])]),
+    }
     job.env.update(env | {name: os.environ[name] for name in _CARRIED if name in os.environ})
     return job
 
