@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -73,7 +74,7 @@ def test_precompute(manifest: Path, encoder_folder: Path, llm_folder: Path, tmp_
     values: dict[str, Any] = {"manifest": str(manifest), "out": str(tmp_path / "set"),
                               "encoder": {"path": str(encoder_folder), "layer": 2},
                               "targets": [{"name": "tiny", "llm": str(llm_folder)}]}  # fmt: skip
-    path.write_text(__import__("json").dumps(values))
+    path.write_text(json.dumps(values))
     good = found("precompute", path)
     assert {name: marks(each) for name, each in good.items()} == {"manifest": [OK], "encoder": [OK], "llm": [OK]}
     assert "30 utterances" in good["manifest"][0].text

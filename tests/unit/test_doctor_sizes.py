@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 import pytest
+from pyarrow import fs
 
 from cluster.doctor import sizes
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, carry_out
@@ -14,6 +15,7 @@ from cluster.doctor.work import Work
 from cluster.submission import SCHEMAS, SubmitConfig
 from sm_train import config
 from tests import builders, training
+from tests.builders import ROOT
 from tests.storage import s3_server, upload
 
 
@@ -77,6 +79,18 @@ def test_a_cache_and_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [one.mark for one in sizes.cache_folder(tmp_path / "cache", 0.001)] == [WARN]
 
 
+def test_room_for_the_copy_of_an_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, llm = ROOT / "configs/tune/llama31-8b.yaml", ROOT / "tools/miniature/weights/llm"
+    words = [f"llm={llm}", f"llm_stage_to={tmp_path / 'local'}"]
+    asked = work("tune", path, *words)
+    assert "stage_to" in [check.name for check in sizes.checks(asked)]
+    assert sizes.stage_folder(tmp_path, asked).mark in (OK, WARN)
+    assert sizes.stage_folder(tmp_path, work("tune", path, "llm=no/such-llm", *words[1:])).mark == SKIP
+    monkeypatch.setattr(sizes, "kind_of", lambda path: "nfs4")
+    assert sizes.stage_folder(tmp_path, asked).mark == WARN
+    assert sizes.stage_folder(Path("/proc"), asked).mark == FAIL  # no byte is free there
+
+
 def test_a_storage_that_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     root = training.shard_set(tmp_path / "set", count=8)
     path = training.write_config(tmp_path / "run.yaml", root)
@@ -88,10 +102,9 @@ def test_a_storage_that_answers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
         ]
         assert sizes.readable("s3://bucket/set", "other").mark == FAIL
         assert sizes.writable("s3://bucket/new").mark == OK
-        assert carry_out(sizes.checks(work("pretrain", path, "shards=s3://none/set", f"loader.cache={tmp_path}"))[-1])[
-            0
-        ].mark in (FAIL,)
-        names = [info.path for info in storage.get_file_info(__import__("pyarrow").fs.FileSelector("bucket"))]
+        absent = sizes.checks(work("pretrain", path, "shards=s3://none/set", f"loader.cache={tmp_path}"))[-1]
+        assert [one.mark for one in carry_out(absent)] == [FAIL]
+        names = [info.path for info in storage.get_file_info(fs.FileSelector("bucket"))]
         assert names == ["bucket/set"]  # the probe is gone
 
 
