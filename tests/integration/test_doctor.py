@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from pathlib import Path
 
 import pytest
 
+from cluster.doctor import allreduce
+from cluster.doctor.findings import FAIL, OK, Finding
 from tests import training
 from tests.builders import ROOT, run_module
 
@@ -45,3 +49,19 @@ def test_the_real_ranks_of_torchrun_and_a_failure(tmp_path: Path) -> None:
     assert done.stdout.count("FAIL  ") == 1
     assert "1 of 1 parts are gone" in done.stdout
     assert done.stdout.count("ok    python") == 1  # rank 0 alone speaks
+
+
+def test_what_another_node_warns_of_is_told_by_rank_0(tmp_path: Path) -> None:
+    """Two ranks that each are the first of a node."""
+
+    def work() -> None:
+        rank, _ = allreduce.place()
+        os.environ["LOCAL_RANK"] = "0"
+        assert allreduce.meet() is None
+        own = [Finding(FAIL, "shm", "0.1 GiB free", "--shm-size"), Finding(OK, "python", "3.11")] if rank else []
+        told = list(allreduce.gathered(own))
+        (tmp_path / str(rank)).write_text("\n".join(map(str, told)))
+
+    assert training.in_ranks(2, work) == [0, 0]
+    said = (tmp_path / "0").read_text().splitlines()
+    assert said == [f"FAIL  shm           rank 1 on {socket.gethostname()}: 0.1 GiB free", "      --shm-size"]

@@ -8,6 +8,7 @@ import pytest
 
 from cluster.doctor import allreduce
 from cluster.doctor.findings import FAIL, OK
+from cluster.ranks import Place, free_port
 
 FOUND = {"ranks": 2, "is_right": True, "mb_s": 812.0, "latency_us": 90.0}
 
@@ -42,3 +43,13 @@ def test_processes_that_cannot_meet_are_reported() -> None:
     found = allreduce.here(limit_s=20, env={"GLOO_SOCKET_IFNAME": "no-such-interface"})
     assert found.mark == FAIL
     assert "GLOO_SOCKET_IFNAME" in found.remedy
+
+
+def test_a_rank_that_never_comes_is_waited_for_only_so_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Place(0, 1, 2, "127.0.0.1", free_port())
+    for name, value in place.env(0).items():
+        monkeypatch.setenv(name, value)
+    found = allreduce.meet(limit_s=1.0)
+    assert found is not None
+    assert (found.mark, found.text.startswith("rank 0 of 2 on ")) == (FAIL, True)
+    assert "MASTER_ADDR" in found.remedy
