@@ -6,7 +6,6 @@ of :mod:`cluster.memory`; what is not known is assumed, and said.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -72,58 +71,69 @@ def gpu_bytes(name: str) -> float:
     return found[name]
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is read once, whatever the settings that are tried."""
+
+    mapper: Mapper
+    llm: Llama | None
+    dtype: str
+    """Of the LLM's files."""
+    rows: Rows
+    table: tuple[int, int] | None
+    assumed: tuple[str, ...]
+
+
+def _read(cfg: TrainingConfig) -> _Known:
+    """Raises UserError: the LLM's shape is not known."""
+    llm, dtype = read_shape(*llm_of(cfg)) if isinstance(cfg, TuneConfig) else (None, "")
+    mapper, without = mapper_of(cfg, llm.width if llm else None)
+    rows, unlike = read_rows(sets_of(cfg), cfg.target, cfg.splits)
+    return _Known(mapper, llm, dtype, rows, largest_table(cfg), tuple(filter(None, (without, unlike))))
+
+
 def need(cfg: TrainingConfig, ranks: Ranks) -> Need:
     """What a stage needs; where that cannot be known, no terms and the reason."""
-    rows, also = read_rows(sets_of(cfg), cfg.target, cfg.splits)
-    table, llm, dtype = largest_table(cfg), None, ""
-    if isinstance(cfg, TuneConfig):
-        try:
-            llm, dtype = read_shape(*llm_of(cfg))
-        except UserError as error:
-            return Need({}, {}, (str(error),))
-        mapper, said = mapper_of(cfg, llm.width)
-        terms = _of_tune(cfg, llm, mapper, rows, ranks)
-    else:
-        mapper, said = mapper_of(cfg)
-        terms = _of_pretrain(cfg, mapper, rows, ranks)
-    assumed = tuple(filter(None, (said, also)))
-    if table:
-        terms["target_table"] = 4.0 * table[0] * table[1]
+    try:
+        return _need(cfg, ranks, _read(cfg))
+    except UserError as error:
+        return Need({}, {}, (str(error),))
+
+
+def _need(cfg: TrainingConfig, ranks: Ranks, known: _Known) -> Need:
+    engine, mapper = cfg.engine, known.mapper
+    stage = engine.zero_stage if engine.name == "deepspeed" else 0
+    if isinstance(cfg, TuneConfig) and known.llm:
+        batch = known.rows.batch(cfg.batch.samples, cfg.batch.tokens, engine.split)
+        terms = memory_terms(
+            known.llm, mapper, batch, cfg.placement, ranks.count, engine.precision,
+            recomputed=cfg.checkpoint_activations, on_cpu=ranks.on_cpu, zero_stage=stage,
+        )  # fmt: skip
+    elif isinstance(cfg, PretrainConfig):
+        frames = known.rows.piece(cfg.batch.frames, engine.split)
+        terms = pretrain_terms(mapper, frames, ranks.count, engine.precision, stage, on_cpu=ranks.on_cpu)
+    if known.table:
+        terms["target_table"] = 4.0 * known.table[0] * known.table[1]
     if not ranks.on_cpu:
-        return Need(terms, _on_host(cfg, llm, dtype, mapper, ranks), assumed)
+        return Need(terms, _on_host(cfg, known, ranks), known.assumed)
     terms["process"] = PROCESS_BYTES
     of_turn = sum(terms.get(name, 0.0) for name in OF_THE_TURN)
     terms["state_copy"] = max(_STATE * mapper.parameters - of_turn, 0.0)  # never at the same time
-    return Need(terms, {}, assumed)
+    return Need(terms, {}, known.assumed)
 
 
-def _on_host(cfg: TrainingConfig, llm: Llama | None, dtype: str, mapper: Mapper, ranks: Ranks) -> dict[str, float]:
+def _on_host(cfg: TrainingConfig, known: _Known, ranks: Ranks) -> dict[str, float]:
     """Bytes of a node beside its GPUs: what runs begin with, what rank 0 saves, and an LLM that waits or is cast."""
-    of_rank = (_STATE + 4.0) * mapper.parameters
-    host = {"states": ranks.per_node * of_rank + _STATE * mapper.parameters, "processes": ranks.per_node * 2.0 * GIB}
-    if isinstance(cfg, TuneConfig) and llm is not None:
-        frozen = (4.0 if cfg.engine.precision == "fp32" else 2.0) * llm.parameters
+    state = _STATE * known.mapper.parameters
+    host = {"states": ranks.per_node * (state + 4.0 * known.mapper.parameters) + state}
+    host["processes"] = ranks.per_node * 2.0 * GIB
+    if isinstance(cfg, TuneConfig) and known.llm:
+        frozen = (4.0 if cfg.engine.precision == "fp32" else 2.0) * known.llm.parameters
         if cfg.placement == "offload":
             host["llm_waiting"] = frozen * ranks.per_node / ranks.count
-        elif cfg.placement == "replicated" and dtype != _FILE_DTYPES[cfg.engine.precision]:
+        elif cfg.placement == "replicated" and known.dtype != _FILE_DTYPES[cfg.engine.precision]:
             host["llm_loading"] = frozen * ranks.per_node  # cast on the CPU; as it is in its file, it is mapped
     return host
-
-
-def _of_pretrain(cfg: PretrainConfig, mapper: Mapper, rows: Rows, ranks: Ranks) -> dict[str, float]:
-    engine, frames = cfg.engine, rows.piece(cfg.batch.frames, cfg.engine.split)
-    stage = engine.zero_stage if engine.name == "deepspeed" else 0
-    return pretrain_terms(mapper, frames, ranks.count, engine.precision, stage, on_cpu=ranks.on_cpu)
-
-
-def _of_tune(cfg: TuneConfig, llm: Llama, mapper: Mapper, rows: Rows, ranks: Ranks) -> dict[str, float]:
-    engine, batch = cfg.engine, rows.batch(cfg.batch.samples, cfg.batch.tokens, cfg.engine.split)
-    stage = engine.zero_stage if engine.name == "deepspeed" else 0
-    recomputed = cfg.checkpoint_activations
-    return memory_terms(
-        llm, mapper, batch, cfg.placement, ranks.count, engine.precision, recomputed=recomputed, on_cpu=ranks.on_cpu,
-        zero_stage=stage,
-    )  # fmt: skip
 
 
 def require_fits(
@@ -141,16 +151,16 @@ def require_fits(
     room = gpu_bytes(device) if isinstance(device, str) else device
     found = need(cfg, ranks)
     if why := lack(found, room, host_bytes, ranks):
-        remedy = next(
-            (say for say, other, places in _remedies(cfg, ranks) if _fits(other, room, host_bytes, places)), ""
-        )
-        last = (
-            f"by the same formula it fits with {remedy}"
-            if remedy
-            else "no setting of one key makes it fit; take larger devices"
-        )
-        raise UserError(f"{why}; {last}")
+        raise UserError(f"{why}; {_remedy(cfg, room, ranks, host_bytes)}")
     return found
+
+
+def _remedy(cfg: TrainingConfig, room: float | None, ranks: Ranks, host_bytes: float | None) -> str:
+    known = _read(cfg)
+    for words, other, places in _remedies(cfg, ranks):
+        if not lack(_need(other, places, known), room, host_bytes, places):
+            return f"by the same formula it fits with {words}"
+    return "no setting makes it fit; take larger devices, or a smaller LLM"
 
 
 def lack(found: Need, room: float | None, host_bytes: float | None, ranks: Ranks) -> str:
@@ -175,10 +185,6 @@ def sizes(terms: dict[str, float], times: int = 1, most: int = 3) -> str:
     return f"{times * sum(terms.values()) / GIB:.1f} GiB ({named})"
 
 
-def _fits(cfg: TrainingConfig, room: float | None, host_bytes: float | None, ranks: Ranks) -> bool:
-    return not lack(need(cfg, ranks), room, host_bytes, ranks)
-
-
 def _remedies(cfg: TrainingConfig, ranks: Ranks) -> Iterator[tuple[str, TrainingConfig, Ranks]]:
     """Settings that need less, the ones that cost least first, as words of a command line."""
     cut: list[tuple[str, dict[str, Any]]] = [
@@ -191,7 +197,9 @@ def _remedies(cfg: TrainingConfig, ranks: Ranks) -> Iterator[tuple[str, Training
     ]
     if isinstance(cfg, PretrainConfig):
         for word, fields in [*cut, *lower]:
-            yield word, dataclasses.replace(cfg, **fields), ranks
+            yield word, replace(cfg, **fields), ranks
+        for places in more if cfg.engine.name == "deepspeed" else []:
+            yield f"{places.count} ranks", cfg, places
         return
     again, recomputed = "checkpoint_activations=true", {"checkpoint_activations": True}
     activations = [("", {}), *cut, (again, recomputed), *lower]

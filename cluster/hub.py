@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,6 +71,18 @@ def ask(path: str, revision: str | None, *, endpoint: str | None = None, timeout
         said = printable(" ".join(str(error).split()), 200)
         return Answer(False, f"the hub does not answer for {path} ({said})", f"mend the network, or {copy}")
     return Answer(True, f"{path} at {str(found.commit_hash)[:12]} can be had from the hub")
+
+
+def settings() -> Answer:
+    """How this process would come to models: offline or not, from which cache, with a token or not."""
+    from huggingface_hub import constants, get_token
+
+    cache, how = Path(constants.HF_HUB_CACHE), "offline" if constants.HF_HUB_OFFLINE else constants.ENDPOINT
+    text = f"{how}, cache {cache}, {'a' if get_token() else 'no'} token"
+    is_open = os.access(next(path for path in (cache, *cache.parents) if path.exists()), os.W_OK)
+    if not is_open and not constants.HF_HUB_OFFLINE:
+        return Answer(False, f"{text}; the cache cannot be written", "set HF_HOME to a folder that you may write")
+    return Answer(True, text)
 
 
 def missing_weights(folder: Path) -> str:

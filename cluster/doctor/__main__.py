@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from cluster.doctor import inputs, machine, ranks, sizes, software, trial
+from cluster.doctor import allreduce, inputs, machine, sizes, software, trial
 from cluster.doctor.findings import FAIL, WARN, Check, Finding, carry_out
 from cluster.doctor.work import SCHEMAS, Work
 from cluster.submission import SubmitConfig
@@ -42,7 +42,7 @@ def read(argv: list[str]) -> Work | None:
         )
     own, words = split(argv[1:])
     submit = config.from_words(SubmitConfig, own, "cluster.doctor")
-    world_size = ranks.place()[1]
+    world_size = allreduce.place()[1]
     if world_size > 1:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
         submit = config.from_words(
@@ -62,8 +62,8 @@ def checks(work: Work | None) -> list[Check]:
 
 def look(work: Work | None) -> Iterator[Finding]:
     """Every finding of this process, as it comes; then what the ranks say together."""
-    rank, world_size = ranks.place()
-    broken, seen = ranks.meet() if world_size > 1 else None, []
+    rank, world_size = allreduce.place()
+    broken, seen = allreduce.meet() if world_size > 1 else None, []
     # Of a node one rank looks; what a config names is the same for all of them.
     mine = checks(work) if rank == 0 else checks(None) if os.environ.get("LOCAL_RANK", "0") == "0" else []
     for check in mine:
@@ -71,13 +71,13 @@ def look(work: Work | None) -> Iterator[Finding]:
             seen.append(finding)
             yield finding
     if world_size == 1:
-        yield from carry_out(Check(ranks.NAME, ranks.here, 50.0))
+        yield from carry_out(Check(allreduce.NAME, allreduce.here, 50.0))
         return
     if broken:
         yield broken
         return
-    yield ranks.across()
-    yield from ranks.gathered(seen)
+    yield allreduce.across()
+    yield from allreduce.gathered(seen)
     dist.barrier()
 
 
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     if any(word in ("-h", "--help") for word in argv):
         print(f"{(__doc__ or '').strip()}\n\nkeys of the submission:\n{config.describe(SubmitConfig)}")
         return
-    begun, rank = time.monotonic(), ranks.place()[0]
+    begun, rank = time.monotonic(), allreduce.place()[0]
     work = read(argv)
     marks = []
     for finding in look(work):

@@ -16,6 +16,7 @@ from sm_train import files
 
 GIB = 2**30
 _LEAST_SHM, _LEAST_FILES, _LEAST_FREE = 1 * GIB, 4096, 2 * GIB
+_MOST_SKEW_S = 30.0
 NETWORKS = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "9p", "virtiofs", "afs", "wekafs")
 _PASSING = ("tmpfs", "ramfs", "overlay")
 
@@ -114,6 +115,7 @@ def file_system(folder: Path) -> Finding:
         probe.mkdir()
         (probe / "a").write_bytes(b"x")
         files.sync(probe / "a")
+        skew_s = (probe / "a").stat().st_mtime - time.time()
         os.replace(probe / "a", probe / "b")
         files.sync(probe)
         for what, make in (("symbolic links", os.symlink), ("hard links", os.link)):
@@ -129,6 +131,9 @@ def file_system(folder: Path) -> Finding:
     text = f"{where}: write, sync, rename and link took {took_ms:.0f} ms"
     if "symbolic links" in missing:
         return Finding(FAIL, name, f"{where} has no {' and no '.join(missing)}", "put runs on a POSIX file system")
+    if abs(skew_s) > _MOST_SKEW_S:
+        text = f"{where}: its server's clock is {abs(skew_s):.0f} s {'ahead' if skew_s > 0 else 'behind'}"
+        return Finding(WARN, name, text, "set both clocks (NTP): attempts and submissions are told apart by time")
     if missing:
         return Finding(WARN, name, f"{where} has no hard links", "one driver at a time must see to a shard set there")
     if kind in _PASSING:

@@ -13,7 +13,7 @@ from cluster import hub
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
 from cluster.doctor.machine import NETWORKS, kind_of, nearest
 from cluster.doctor.work import Work
-from cluster.shapes import mapper_of
+from cluster.shapes import llm_of, mapper_of
 from sm_train import files
 from sm_train.data import shards, store
 from sm_train.data.mirror import GB
@@ -35,6 +35,8 @@ def checks(work: Work) -> list[Check]:
     cache = getattr(getattr(work.cfg, "loader", None), "cache", None)
     if cache:
         found.append(Check("cache", lambda: cache_folder(Path(cache), work.cfg.loader.cache_limit_gb)))
+    if to := _staged(work):
+        found.append(Check("stage_to", lambda: stage_folder(Path(to), work)))
     for uri in [work.out, *work.shard_sets, getattr(work.cfg, "manifest", "")]:
         if "://" in uri:
             look = _reader(work, uri)
@@ -129,6 +131,27 @@ def cache_folder(folder: Path, limit_gb: float) -> Iterator[Finding]:
         yield Finding(WARN, "cache", f"{text}; every node reads it over the network", "give a folder on a local disk")
     else:
         yield Finding(OK, "cache", text)
+
+
+def _staged(work: Work) -> str | None:
+    """Where the LLM is copied to before it is loaded, if it is."""
+    section = getattr(work.cfg, "llm", None) if work.stage == "evaluate" else work.cfg
+    return getattr(section, "stage_to" if work.stage == "evaluate" else "llm_stage_to", None)
+
+
+def stage_folder(folder: Path, work: Work) -> Finding:
+    """Room for the copy of an LLM on this node's disk."""
+    path, revision = (work.cfg.llm.path, work.cfg.llm.revision) if work.stage == "evaluate" else llm_of(work.cfg)
+    source, there = hub.folder_of(path, revision), nearest(folder)
+    if source is None:
+        return Finding(SKIP, "stage_to", f"LLM {path} is not here, so its size is not known")
+    size, free = sum(file.stat().st_size for file in source.glob("*.safetensors")), shutil.disk_usage(there).free
+    text = f"{folder} ({kind_of(there)}): {size / GB:.1f} GB of {path}, {free / GB:.1f} GB free"
+    if size > free:
+        return Finding(FAIL, "stage_to", text, "give a larger disk, or leave stage_to out")
+    if kind_of(there) in NETWORKS:
+        return Finding(WARN, "stage_to", f"{text}; that is no disk of this node", "give a folder on a local disk")
+    return Finding(OK, "stage_to", text)
 
 
 def readable(uri: str, target: str) -> Finding:

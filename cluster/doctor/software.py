@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import sm_train
+from cluster import hub
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
 
 LOCK = Path(str(sm_train.__file__)).parents[1] / "requirements.lock"
@@ -29,6 +30,7 @@ def checks() -> list[Check]:
         Check("packages", lambda: packages(LOCK)),
         Check("torch", torch_build),
         Check("devices", devices),
+        Check("hub", models),
         Check("schedulers", schedulers, 30.0),
     ]
 
@@ -132,6 +134,12 @@ def remedy_of(capability: tuple[int, int]) -> str:
     """How to install a torch that has a device's architecture."""
     build = "CUDA 12.6, the last with sm_70: .../whl/cu126" if capability < (7, 5) else "its newest CUDA"
     return f"rm -rf .venv; make install TORCH_INDEX=(PyTorch's index of builds for {build})"
+
+
+def models() -> Finding:
+    """Where models come from that a config names by repository."""
+    found = hub.settings()
+    return Finding(OK if found.is_had else FAIL, "hub", found.text, found.remedy)
 
 
 def schedulers(command: Sequence[str] = ("sinfo", "--version")) -> Iterator[Finding]:

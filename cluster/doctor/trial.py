@@ -13,8 +13,9 @@ from cluster import hub
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
 from cluster.doctor.machine import GIB, host_bytes
 from cluster.doctor.work import Work
-from cluster.fit import need, require_fits, sizes
-from cluster.shapes import llm_of, mapper_of
+from cluster.fit import gpu_bytes, need, require_fits, sizes
+from cluster.memory import MARGIN
+from cluster.shapes import llm_of, mapper_of, read_shape
 from sm_train.data.audio import SAMPLE_RATE_HZ
 from sm_train.data.lengths import FRAMES_PER_POSITION
 from sm_train.errors import UserError
@@ -24,6 +25,7 @@ from sm_train.models.speech import SpeechEncoder
 from sm_train.train.engines.base import DTYPES
 
 _ITEMS, _POSITIONS, _TOKENS = 2, 16, 24
+_PROMPT_TOKENS = 300  # of the longest prompt with its speech, about
 _LARGEST = 2 * 10**9  # bytes of weights that are read for a trial
 _LLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -38,7 +40,7 @@ def checks(work: Work) -> list[Check]:
         ]
     if work.stage == "precompute":
         return [Check("trial", lambda: encoder_trial(work), 40.0)]
-    return [Check("trial", lambda: answer_trial(work), 40.0)]
+    return [Check("fit", lambda: fit_answers(work)), Check("trial", lambda: answer_trial(work), 40.0)]
 
 
 def lanes(work: Work) -> Finding:
@@ -78,6 +80,33 @@ def fit(work: Work) -> Iterator[Finding]:
     host = f"; a node {sizes(found.host)} of host memory" if found.host else ""
     of = work.submit.gpu or f"{(total if room is None else float(room)) / GIB:.1f} GiB"
     yield Finding(OK, "fit", f"{of_device} of {of}{host}, {by}")
+
+
+def fit_answers(work: Work) -> Finding:
+    """Memory of an evaluation: the LLM's weights, and the keys and values of one batch."""
+    cfg = work.cfg
+    try:
+        llm, _ = read_shape(cfg.llm.path, cfg.llm.revision)
+    except UserError as error:
+        return Finding(WARN, "fit", str(error), "name a local copy of the LLM: llm.path=FOLDER")
+    size, tokens = (4 if cfg.llm.dtype == "float32" else 2), cfg.batch_size * (_PROMPT_TOKENS + cfg.max_new_tokens)
+    kv_width = llm.attention_width // llm.heads * llm.kv_heads
+    terms = {"llm_weights": float(size * llm.parameters), "keys_values": 2.0 * size * llm.layers * kv_width * tokens}
+    gpus = torch.cuda.device_count() if cfg.llm.device_map else min(torch.cuda.device_count(), 1)
+    if work.submit.gpu:
+        room = gpu_bytes(work.submit.gpu) * (max(work.submit.gpus_per_node, 1) if cfg.llm.device_map else 1)
+    elif gpus:
+        room = float(sum(torch.cuda.get_device_properties(i).total_memory for i in range(gpus)))
+    elif work.device_name.startswith("cuda"):
+        return Finding(WARN, "fit", f"it needs {sizes(terms)}; no GPU is here to compare with", "name it: gpu=A100-80")
+    else:
+        room = host_bytes()[0]
+    text = f"it needs {sizes(terms)} of {room / GIB:.1f} GiB"
+    if sum(terms.values()) > MARGIN * room:
+        return Finding(
+            FAIL, "fit", text, "llm.dtype=bfloat16, llm.device_map=auto over several GPUs, or batch_size lower"
+        )
+    return Finding(OK, "fit", text)
 
 
 def trial(work: Work) -> Iterator[Finding]:

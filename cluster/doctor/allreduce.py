@@ -1,26 +1,26 @@
 """All-reduce across the ranks, its bandwidth and latency: the real ones under torchrun or srun, else two of its own.
 
-python -m cluster.doctor.ranks        one rank, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a line of JSON
+python -m cluster.doctor.allreduce        one rank, by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; a line of JSON
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from cluster.doctor.findings import FAIL, OK, WARN, Finding
+from cluster.launch import address_of, rank_variables
+from cluster.ranks import Place, code_first, free_port
 from sm_train.data import processes
 from sm_train.errors import exit_hard, printable
 
@@ -34,17 +34,14 @@ _REMEDY = (
 
 
 def place() -> tuple[int, int]:
-    """This process's rank and the world size, as torchrun says; of srun's tasks, the variables are made so first."""
+    """This process's rank and the world size, as torchrun says, or srun, whose variables are put into torchrun's.
+
+    Raises:
+        UserError: the first node of srun has no address.
+    """
     env = os.environ
-    if "RANK" not in env and int(env.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in env:
-        of_node = env.get("SLURM_STEP_TASKS_PER_NODE", env["SLURM_NTASKS"])
-        names = {"RANK": "SLURM_PROCID", "WORLD_SIZE": "SLURM_NTASKS", "LOCAL_RANK": "SLURM_LOCALID"}
-        env.update({name: env.get(theirs, "0") for name, theirs in names.items()})
-        env.setdefault("LOCAL_WORLD_SIZE", re.split(r"\D", of_node)[0])  # 2(x3) is three nodes of two
-        env.setdefault("MASTER_PORT", str(20_000 + int(env.get("SLURM_JOB_ID", "0")) % 10_000))
-        if "MASTER_ADDR" not in env:
-            nodes = ["scontrol", "show", "hostnames", env.get("SLURM_STEP_NODELIST", "")]
-            env["MASTER_ADDR"] = subprocess.run(nodes, capture_output=True, text=True, check=True).stdout.split()[0]
+    if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+        env.update(rank_variables(env, address_of))
     return int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
 
 
@@ -101,14 +98,11 @@ def judged(found: dict[str, Any], how: str) -> Finding:
 
 def here(limit_s: float = 40.0, ranks: int = 2, env: dict[str, str] | None = None) -> Finding:
     """All-reduce over gloo between processes of this machine, which are started and ended here."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    base = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "CUDA_VISIBLE_DEVICES": "", **(env or {})}
-    common = base | {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "cluster.doctor.ranks", str(limit_s)]
+    place = Place(0, 1, ranks, "127.0.0.1", free_port())
+    common = {**os.environ, **code_first(), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", **(env or {})}
+    command = [sys.executable, "-m", "cluster.doctor.allreduce", str(limit_s)]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    started = [subprocess.Popen(command, env=common | {"RANK": str(rank)}, **pipes) for rank in range(ranks)]
+    started = [subprocess.Popen(command, env=common | place.env(rank), **pipes) for rank in range(ranks)]
     end = time.monotonic() + limit_s
     try:
         said = [process.communicate(timeout=max(end - time.monotonic(), 0.1)) for process in started]
