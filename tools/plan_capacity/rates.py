@@ -39,7 +39,6 @@ class Rates:
     write_mb_s: Rate
     precompute_start_s: Rate
     target_s: Rate
-    task_s: Rate
     retarget_start_s: Rate
     pretrain_start_s: Rate
     pretrain_step_s: Rate
@@ -97,8 +96,7 @@ def assumed(cfg: PlanConfig, shapes: Shapes, corpus: Corpus, gpu: Gpu) -> Rates:
         decode_x=_assumed(cfg.decode_x, "x real time a CPU thread", "measured on the reference CPU (docs/capacity.md)"),
         write_mb_s=_assumed(cfg.write_mb_s, "MB/s a writer", "measured on the reference disk (docs/benchmarks.md)"),
         precompute_start_s=_assumed(60, "s", start),
-        target_s=_assumed(1e-4, "s an utterance", "10k utterances/s of one process, as on the reference CPU"),
-        task_s=_assumed(1e-4, "s a task", "as target_s"),
+        target_s=_assumed(2e-4, "s an utterance", "its tasks included, as on the reference CPU"),
         retarget_start_s=_assumed(30, "s", start),
         pretrain_start_s=_assumed(30, "s", start),
         pretrain_step_s=_assumed(
@@ -110,7 +108,7 @@ def assumed(cfg: PlanConfig, shapes: Shapes, corpus: Corpus, gpu: Gpu) -> Rates:
         tune_start_s=_assumed(120, "s", start),
         tune_step_s=_assumed(formulas.adam_s(mapper.parameters, memory), "s a step", "as pretrain_step_s"),
         tune_token_s=_assumed(one["compute"] / row, "s a padded token, mapper and head included", peak),
-        tune_valid_s=_assumed(prompt_s, "s an item", "forward"),
+        tune_valid_s=_assumed(prompt_s, "s an utterance", "forward"),
         evaluate_start_s=_assumed(120, "s", start),
         hear_s=_assumed(0.02, "s an utterance and mapper", "launches of one forward; a guess"),
         answer_s=_assumed(prompt_s + (corpus.tokens + 1) * token_s / batch, "s an answer", decoded),

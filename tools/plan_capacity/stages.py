@@ -94,15 +94,14 @@ def precompute(job: Job) -> StagePlan:
 
 
 def retarget(job: Job) -> StagePlan:
-    """Targets of every LLM in precompute's config, and the tasks of the one that is trained: one process."""
+    """Targets of every LLM in precompute's config, and tasks: one process, a command for each LLM."""
     corpus, rates, sets = job.corpus, job.rates, len(job.shapes.precompute.targets)
     disk = {**storage.targets(corpus, job.shapes), **storage.tasks(corpus)}
     parts = {
-        "start": (sets + 1) * rates.retarget_start_s.value,
+        "start": sets * rates.retarget_start_s.value,
         "targets": sets * corpus.num_all * rates.target_s.value,
-        "tasks": corpus.num_all * corpus.tasks * rates.task_s.value,
     }
-    read = corpus.num_all * (storage.targets(corpus, job.shapes)["token ids"] / max(corpus.num_all, 1))
+    read = disk["token ids"]
     return StagePlan("retarget", 1, sum(parts.values()), parts, _limit(parts), disk, read, 0.0)
 
 
@@ -193,7 +192,7 @@ def tune(job: Job) -> StagePlan:
         parts |= {name: loop.steps * seconds for name, seconds in of_links.items() if seconds}
     every = loop.validate_every if shapes.tune.valid_splits and job.corpus.num_valid else 0
     times_valid = -(-loop.steps // every) if every else 0
-    valid_s = job.corpus.num_valid * job.corpus.tasks * rates.tune_valid_s.value / gpus
+    valid_s = job.corpus.num_valid * rates.tune_valid_s.value / gpus
     saves = -(-loop.steps // math.gcd(loop.save_every, every or loop.save_every))
     made = _training(
         job, "tune", gpus, loop.steps, planned, parts, rates.tune_start_s.value, (times_valid, valid_s), saves
