@@ -1,7 +1,7 @@
 """Hours, disk, network, GPU-hours and cost of a corpus of any size, by stage.
 
-    python -m tools.plan_capacity CONFIG hours=H gpus=N gpu=A100-80 [key=value ...]     # --help lists the keys
-    python -m tools.plan_capacity CONFIG hours=[960.9,100000,1000000] gpus=64 ...       # a table of sizes
+python -m tools.plan_capacity CONFIG hours=H gpus=N gpu=A100-80 [key=value ...]     # --help lists the keys
+python -m tools.plan_capacity CONFIG hours=[960.9,100000,1000000] gpus=64 ...       # a table of sizes
 """
 
 from __future__ import annotations

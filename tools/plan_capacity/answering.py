@@ -77,7 +77,7 @@ def measure(place: Place) -> Answering:
                 lengths[-1].append(steps - before)
                 seconds[-1].append(time.perf_counter() - begun)
                 hypotheses += [_hypothesis(system.name, q, text) for q, text in zip(batch, texts, strict=True)]
-    base, slope = fit(np.array(sum(lengths, [])), np.array(sum(seconds, [])))
+    base, slope = fit(np.concatenate(lengths), np.concatenate(seconds))
     size = min(cfg.batch_size, len(questions))
     topline, cut = ((base + slope * n) / size for n in (float(np.mean(lengths[0])), cfg.max_new_tokens))
     asked_for = {q.task.target_lang for q in questions if q.task.task == "st"}

@@ -125,7 +125,9 @@ def training(place: Place, stage: str, steps: int, unit: str) -> Found:
         one = jobs.with_words(place, {stage: own})
         wall_s = jobs.timed(one, stage)
         runs.append((readings.trained(one, stage, one.folder / f"{stage}-{number}"), wall_s))
-    base, slope = readings.fit(*(np.concatenate([getattr(run, part) for run, _ in runs]) for part in ("padded", "seconds")))
+    base, slope = readings.fit(
+        *(np.concatenate([getattr(run, part) for run, _ in runs]) for part in ("padded", "seconds"))
+    )
     starts = []
     for one_run, wall_s in runs[1:]:  # those without a validation
         mean = float(one_run.padded.mean())
@@ -170,7 +172,9 @@ def measure(cfg: CalibrateConfig, folder: Path) -> Found:
     found = said("precompute", lambda: encoding(place))
     found |= said("targets", lambda: targeting(place, few))
     stage1 = said("pretrain", lambda: training(place, "pretrain", cfg.steps, "frames"))
-    place = jobs.with_words(place, {"tune": [f"mapper={place.folder}/pretrain-0"], "evaluate": [f"run={place.folder}/pretrain-0"]})
+    place = jobs.with_words(
+        place, {"tune": [f"mapper={place.folder}/pretrain-0"], "evaluate": [f"run={place.folder}/pretrain-0"]}
+    )
     stage2 = said("tune", lambda: training(place, "tune", cfg.tune_steps, "tokens"))
     corpus, gpus = read(place.cfg, place.shapes), place.cfg.gpus_of("pretrain")
     valid_s = max(stage1.pop("valid")[0], 1e-6)

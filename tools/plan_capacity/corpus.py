@@ -146,7 +146,7 @@ def _audio_mb_per_hour(cfg: CorpusConfig, utterances: Sequence[Utterance]) -> fl
 
 
 def _tokens(cfg: CorpusConfig, shapes: Shapes, utterances: Sequence[Utterance]) -> tuple[float, float, float, bool]:
-    """Tokens of a transcript, rows in use, tokens of a prompt, whether all texts were counted; by the LLM's tokenizer."""
+    """Tokens of a transcript, rows in use, tokens of a prompt, whether all texts were counted: by the tokenizer."""
     some = utterances[:: -(-len(utterances) // _READ)]
     if shapes.llm_folder is None:
         words = fmean(len(u.text.split()) for u in some)

@@ -2,9 +2,9 @@
 
     python -m tools.plan_capacity.goodput [key=value ...]     # --help lists the keys
 
-A fault takes the whole job down. It is noticed after ``detect_s``, the job is back after ``restart_s`` more (and, if its
-node has to be replaced, ``replace_s``), and trains again what it had not saved. Faults may strike at any moment, in a
-restart too.
+A fault takes the whole job down. It is noticed after ``detect_s``, the job is back after ``restart_s`` more (and, if
+its node has to be replaced, ``replace_s``), and trains again what it had not saved. Faults may strike at any moment, in
+a restart too.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class GoodputConfig:
     gpus: list[int] = config.key([4, 8, 64, 512, 1024, 4096], "numbers of GPUs")
     gpus_per_node: int = config.key(8, "GPUs that share a node, and its fate")
     faults_per_gpu_day: float = config.key(LLAMA_3_FAULTS, "of one GPU with its share of a node; Llama 3's")
-    mtbf_s: float = config.key(0.0, "mean seconds between the job's faults, whatever its GPUs; 0: by faults_per_gpu_day")
+    mtbf_s: float = config.key(
+        0.0, "mean seconds between the job's faults, whatever its GPUs; 0: by faults_per_gpu_day"
+    )
     detect_s: float = config.key(10.0, "until a fault is noticed")
     restart_s: float = config.key(60.0, "from there until training goes on")
     replace_share: float = config.key(0.0, "of the faults, those after which the node must be replaced")
@@ -148,7 +150,9 @@ def table(cfg: GoodputConfig) -> str:
 
 def main(argv: list[str]) -> None:
     if any(word in ("-h", "--help") for word in argv):
-        print(f"usage: python -m tools.plan_capacity.goodput [key=value ...]\n\nkeys:\n{config.describe(GoodputConfig)}")
+        print(
+            f"usage: python -m tools.plan_capacity.goodput [key=value ...]\n\nkeys:\n{config.describe(GoodputConfig)}"
+        )
         return
     if wrong := [word for word in argv if "=" not in word]:
         raise UserError(f"{wrong[0]!r} is not of the form key=value; --help lists the keys")

@@ -32,5 +32,5 @@ def find(name: str) -> Gpu:
 
 
 def across(gpu: Gpu, ranks: int, gpus_per_node: int, network_gb_s: float) -> Gpu:
-    """The GPU with the link that a ring over so many ranks has: beyond one node, the node's network if that is slower."""
+    """The GPU with the link that a ring of so many ranks has: beyond one node, the network if that is slower."""
     return replace(gpu, link_gb_s=min(gpu.link_gb_s, network_gb_s)) if ranks > gpus_per_node else gpu

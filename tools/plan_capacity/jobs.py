@@ -76,9 +76,9 @@ def carve(cfg: PlanConfig, folder: Path, sizes: Sizes) -> Place:
 
 
 def _choose(utterances: Sequence[Utterance], read: Shapes, sizes: Sizes) -> list[Utterance]:
-    wanted = {split: sizes.test for split in read.evaluate.splits}
-    wanted |= {split: sizes.valid for split in read.pretrain.valid_splits}
-    wanted |= {split: sizes.train for split in read.pretrain.splits}
+    wanted = dict.fromkeys(read.evaluate.splits, sizes.test)
+    wanted |= dict.fromkeys(read.pretrain.valid_splits, sizes.valid)
+    wanted |= dict.fromkeys(read.pretrain.splits, sizes.train)
     chosen: list[Utterance] = []
     for split, count in wanted.items():
         there = [u for u in utterances if u.split == split]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tools.plan_capacity import corpus as corpora
-from tools.plan_capacity import formulas, hardware, shapes, stages, storage
+from tools.plan_capacity import formulas, hardware, shapes, stages, storage, training
 from tools.plan_capacity import rates as speeds
 from tools.plan_capacity.corpus import Corpus
 from tools.plan_capacity.goodput import GoodputConfig
@@ -16,7 +16,7 @@ from tools.plan_capacity.settings import STAGES, PlanConfig
 from tools.plan_capacity.stages import Job, StagePlan
 
 _PLANNED: dict[str, Callable[[Job], StagePlan]] = {
-    "precompute": stages.precompute, "retarget": stages.retarget, "pretrain": stages.pretrain, "tune": stages.tune,
+    "precompute": stages.precompute, "retarget": stages.retarget, "pretrain": training.pretrain, "tune": training.tune,
     "evaluate": stages.evaluate,
 }  # fmt: skip
 
@@ -78,25 +78,27 @@ def make(cfg: PlanConfig) -> list[Plan]:
 def _one(job: Job) -> Plan:
     planned = [_PLANNED[name](job) for name in STAGES if name in job.cfg.stages]
     by_name = {stage.name: stage for stage in planned}
-    stored = _stored(job, by_name["precompute"], by_name["pretrain"]) if {"precompute", "pretrain"} <= set(by_name) else None
+    stored = (
+        _stored(job, by_name["precompute"], by_name["pretrain"]) if {"precompute", "pretrain"} <= set(by_name) else None
+    )
     share, mtbf_h = _goodput(job)
     return Plan(job.corpus.train_s / 3600, planned, job.rates, job.corpus, stored, share, mtbf_h)
 
 
-def _stored(job: Job, encoding: StagePlan, training: StagePlan) -> Stored:
+def _stored(job: Job, encoding: StagePlan, trained: StagePlan) -> Stored:
     cfg, corpus = job.cfg, job.corpus
     sizes = storage.features(corpus, job.shapes)
     one_pass = encoding.gpus * max(encoding.parts["encoding"], encoding.parts["decoding"]) / 3600
-    training_s = sum(s for part, s in training.parts.items() if part in ("compute", "update", "all-reduce"))
-    hours_of_audio = training_s * training.feed * training.gpus / formulas.feature_bytes_per_s(
+    training_s = sum(s for part, s in trained.parts.items() if part in ("compute", "update", "all-reduce"))
+    hours_of_audio = training_s * trained.feed * trained.gpus / formulas.feature_bytes_per_s(
         job.shapes.frame_hz, job.shapes.width
     ) / 3600  # fmt: skip
     epochs = hours_of_audio * 3600 / corpus.train_s
     cost = sum(sizes.values()) / 1e12 * cfg.price_per_tb_month * cfg.months
-    encode_s = hours_of_audio * 3600 / (training.gpus * job.rates.encode_x.value)
+    encode_s = hours_of_audio * 3600 / (trained.gpus * job.rates.encode_x.value)
     return Stored(
         epochs, sum(sizes.values()), one_pass, one_pass * epochs * corpus.train_s / corpus.all_s,
-        corpus.audio_mb_per_hour * 1e6 * hours_of_audio, training.feed * training.gpus * training_s, cost,
+        corpus.audio_mb_per_hour * 1e6 * hours_of_audio, trained.feed * trained.gpus * training_s, cost,
         formulas.break_even_epochs(one_pass, cfg.price_per_gpu_hour, cost), 1 + encode_s / training_s,
     )  # fmt: skip
 

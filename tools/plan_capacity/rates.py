@@ -91,7 +91,7 @@ def assumed(cfg: PlanConfig, shapes: Shapes, corpus: Corpus, gpu: Gpu) -> Rates:
     return Rates(
         encode_x=Rate(
             formulas.times_real_time(cfg.encoder_share * gpu.peak_tflops * 1e12, encoder), "x real time", "published",
-            f"{cfg.encoder_share:.0%} of peak: Parakeet 1.1B's RTFx 2,728 on an A100, files included (arXiv 2510.06961)",
+            f"{cfg.encoder_share:.0%} of peak: Parakeet 1.1B's RTFx 2,728 on an A100, end to end (arXiv 2510.06961)",
         ),
         decode_x=_assumed(cfg.decode_x, "x real time a CPU thread", "measured on the reference CPU (docs/capacity.md)"),
         write_mb_s=_assumed(cfg.write_mb_s, "MB/s a writer", "measured on the reference disk (docs/benchmarks.md)"),
@@ -103,8 +103,8 @@ def assumed(cfg: PlanConfig, shapes: Shapes, corpus: Corpus, gpu: Gpu) -> Rates:
             formulas.adam_s(mapper.parameters, memory), "s a step", "AdamW: 30 bytes a parameter at the memory's peak"
         ),
         pretrain_frame_s=_assumed(frame_flop / flop_s, "s a padded frame", peak),
-        pretrain_valid_x=_assumed(3 * flop_s / (frame_flop * hz) / 2, "x real time a GPU", "forward, half as efficient"),
-        save_s=_assumed(0.39 * mapper.parameters / 277e6, "s", "paper's mapper on the reference CPU (docs/benchmarks.md)"),
+        pretrain_valid_x=_assumed(3 * flop_s / (frame_flop * hz) / 2, "x real time", "forward, half as efficient"),
+        save_s=_assumed(0.39 * mapper.parameters / 277e6, "s", "the paper's mapper here (docs/benchmarks.md)"),
         tune_start_s=_assumed(120, "s", start),
         tune_step_s=_assumed(formulas.adam_s(mapper.parameters, memory), "s a step", "as pretrain_step_s"),
         tune_token_s=_assumed(one["compute"] / row, "s a padded token, mapper and head included", peak),

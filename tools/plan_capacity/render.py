@@ -28,7 +28,7 @@ def duration(seconds: float) -> str:
     return f"{seconds:.1f} s"
 
 
-def _table(heads: list[str], rows: list[list[str]]) -> str:
+def table(heads: list[str], rows: list[list[str]]) -> str:
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -56,11 +56,11 @@ def text(cfg: PlanConfig, plan: Plan) -> str:
     lines = [
         f"{plan.hours:,.1f} h of training audio, {corpus.num_all:,.0f} utterances of {corpus.mean_s:.1f} s "
         f"({corpus.source}); {cfg.gpus} x {cfg.gpu}",
-        "", _table(heads, rows), "", *_parts(plan), "", *(_against(cfg, plan.stored) if plan.stored else []),
+        "", table(heads, rows), "", *_parts(plan), "", *(_against(cfg, plan.stored) if plan.stored else []),
         f"faults: one in {plan.mtbf_h:,.0f} h on {cfg.gpus} GPUs; goodput of training {plan.goodput:.2%}, not in the "
         "times above (tools.plan_capacity.goodput)",
         "", "Rates, and where they are from:", "",
-        _table(["rate", "value", "", "kind", "source"],
+        table(["rate", "value", "", "kind", "source"],
                [[name, f"{rate.value:.4g}", rate.unit, rate.kind, rate.source] for name, rate in plan.rates.rows()]),
     ]  # fmt: skip
     return "\n".join(lines)
@@ -102,7 +102,7 @@ def sizes(cfg: PlanConfig, plans: list[Plan]) -> str:
         feed = f"{stages['pretrain'].feed / 1e6:,.0f} MB/s" if "pretrain" in stages else "-"
         money = _money(cfg, plan.gpu_hours)
         rows.append([f"{plan.hours:,.1f}", *cells, f"{plan.gpu_hours:,.0f}", *money, disk, feed])
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def values(cfg: PlanConfig, plans: list[Plan]) -> dict[str, Any]:

@@ -26,12 +26,14 @@ class Stage:
 class CorpusConfig:
     """What of a corpus no stage's config knows."""
 
-    manifest: str | None = config.key(None, "manifest to read lengths, texts and bytes from; null: by the figures below")
+    manifest: str | None = config.key(
+        None, "manifest to read lengths, texts and bytes from; null: by the figures below"
+    )
     instructions: str | None = config.key(None, "beside a manifest: the tasks; null: tasks_per_utterance of them")
     mean_s: float = config.key(12.3, "mean utterance")
     lengths: list[Any] = config.key(
-        [], "mixture of utterances: [[share, normal, mean, deviation], [share, uniform, least, most], ...], then scaled "
-        "to mean_s; [] if all are mean_s long"
+        [], "mixture of utterances: [[share, normal, mean, deviation], [share, uniform, least, most], ...], then "
+        "scaled to mean_s; [] if all are mean_s long"
     )  # fmt: skip
     audio_mb_per_hour: float = config.key(62.0, "bytes of the audio files: 16 kHz FLAC is about 62 MB/h")
     words_per_hour: float = config.key(9780.0, "words spoken")

@@ -17,8 +17,14 @@ from tools.plan_capacity.hardware import Llama, Mapper
 from tools.plan_capacity.settings import PlanConfig, Stage
 
 C = TypeVar("C")
-_LLAMA = {"layers": "num_hidden_layers", "width": "hidden_size", "heads": "num_attention_heads",
-          "kv_heads": "num_key_value_heads", "feed_forward": "intermediate_size", "vocabulary": "vocab_size"}  # fmt: skip
+_LLAMA = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "feed_forward": "intermediate_size",
+    "vocabulary": "vocab_size",
+}
 
 
 @dataclass(frozen=True)

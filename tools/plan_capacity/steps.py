@@ -77,9 +77,7 @@ def pretraining(corpus: Corpus, shapes: Shapes, ranks: int) -> Steps:
     """
     cfg, frames = shapes.pretrain, corpus.frames(shapes.frame_hz)
     batch = cfg.batch
-    return _plan(
-        frames, frames, batch.frames, batch.lanes, ranks, batch.window, cfg.seed, corpus.num_train, "pretrain"
-    )
+    return _plan(frames, frames, batch.frames, batch.lanes, ranks, batch.window, cfg.seed, corpus.num_train, "pretrain")
 
 
 def tuning(corpus: Corpus, shapes: Shapes, ranks: int) -> Steps:

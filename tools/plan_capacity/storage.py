@@ -21,6 +21,7 @@ _SMALL = 3_000
 """contract.json, dataset.json, quarantine.parquet and the like, together."""
 _INDEX = 350
 """index.json, a shard: in its part and in the set's own."""
+_REF = {"shard": "shard.00000.mds", "xxh3": "0" * 16}
 _LOG_UNIT = 290
 """log.jsonl, a unit."""
 
@@ -41,10 +42,14 @@ def features(corpus: Corpus, shapes: Shapes) -> dict[str, float]:
 
 def _done_row(corpus: Corpus) -> float:
     """A row of a part's _DONE.json, by writing one."""
-    row = {"audio": "", "duration_s": 4.7746875, "id": "", "index": 0, "lang": "en", "num_frames": 119, "shard":
-           "shard.00000.mds", "speaker": "a speaker", "split": "train", "start_s": 0.0, "text": "", "xxh3": "0" * 16}  # fmt: skip
-    written = len(files.json_bytes({"rows": [row, row]})) - len(files.json_bytes({"rows": [row]}))
-    return written + corpus.id_bytes + corpus.audio_bytes + corpus.text_bytes
+    numbers = {"duration_s": 4.7746875, "index": 100, "num_frames": 119, "start_s": 0.0}
+    texts = {"audio": "", "id": "", "lang": "en", "speaker": "a speaker", "split": "train", "text": ""}
+    return _json_bytes({**numbers, **texts, **_REF}) + corpus.id_bytes + corpus.audio_bytes + corpus.text_bytes
+
+
+def _json_bytes(row: dict[str, object]) -> int:
+    """What one more row adds to a part's record."""
+    return len(files.json_bytes({"rows": [row, row]})) - len(files.json_bytes({"rows": [row]}))
 
 
 def targets(corpus: Corpus, shapes: Shapes) -> dict[str, float]:
@@ -53,8 +58,7 @@ def targets(corpus: Corpus, shapes: Shapes) -> dict[str, float]:
     tokenizer = shapes.llm_folder / "tokenizer.json" if shapes.llm_folder else None
     of_tokenizer = tokenizer.stat().st_size if tokenizer and tokenizer.is_file() else 10e6
     ids = corpus.num_all * (4 + 8 + corpus.id_bytes + 2 + 4 * corpus.tokens)
-    row = {"id": "", "index": 0, "num_tokens": 10, "shard": "shard.00000.mds", "utterance": 10_000, "xxh3": "0" * 16}
-    done = len(files.json_bytes({"rows": [row, row]})) - len(files.json_bytes({"rows": [row]})) + corpus.id_bytes
+    done = _json_bytes({"id": "", "index": 1000, "num_tokens": 10, "utterance": 1000, **_REF}) + corpus.id_bytes
     parts = math.ceil(corpus.num_all / _TARGET_PART)
     tables = corpus.num_all * (done + _TOKENS_ROW) + of_tokenizer + parts * 2 * _INDEX + _SMALL
     return {"token ids": sets * ids, "tables": sets * tables, "embedding": sets * rows * (2 * shapes.llm.width + 4)}
