@@ -24,6 +24,8 @@ _SAMPLE = 100_000
 """Utterances that a plan is made with, at most."""
 _READ = 20_000
 """Texts that are tokenised."""
+_TOKENIZER_BYTES = 10e6
+"""tokenizer.json of an LLM with 128k tokens, about."""
 _STATED = 2_000
 """Audio files whose size is asked for."""
 
@@ -44,13 +46,14 @@ class Corpus:
     prompt_tokens: float
     """Of the longest wording around the speech."""
     used_rows: float
-    """Rows of the LLM's embedding that the corpus uses, the pad's included."""
-    rows_are_counted: bool
+    """Rows of the LLM's embedding that the corpus uses, the pad's included; at most, where nobody has counted."""
     audio_mb_per_hour: float
     tasks: float
     id_bytes: float
     audio_bytes: float
     text_bytes: float
+    answer_bytes: float
+    tokenizer_bytes: float
     source: str
 
     @property
@@ -95,8 +98,8 @@ def _of_figures(cfg: CorpusConfig, shapes: Shapes) -> Corpus:
     return Corpus(
         durations_s, 0.0, cfg.valid_hours * 3600 / mean_s, cfg.test_hours * 3600 / mean_s, cfg.valid_hours * 3600,
         cfg.test_hours * 3600, cfg.words_per_hour * cfg.tokens_per_word * mean_s / 3600, cfg.prompt_tokens,
-        shapes.llm.vocabulary, False, cfg.audio_mb_per_hour, cfg.tasks_per_utterance, cfg.id_bytes, cfg.audio_bytes,
-        cfg.text_bytes, "figures in the plan's file",
+        shapes.llm.vocabulary, cfg.audio_mb_per_hour, cfg.tasks_per_utterance, cfg.id_bytes, cfg.audio_bytes,
+        cfg.text_bytes, cfg.text_bytes, _TOKENIZER_BYTES, "figures in the plan's file",
     )  # fmt: skip
 
 
@@ -120,15 +123,18 @@ def _of_manifest(cfg: CorpusConfig, shapes: Shapes) -> Corpus:
     by_split = {name: [u for u in utterances if u.split in chosen] for name, chosen in splits.items()}
     if not by_split["train"]:
         raise UserError(f"manifest {cfg.manifest} has no utterance in the splits {', '.join(splits['train'])}")
-    tokens, used, prompt, counted = _tokens(cfg, shapes, utterances)
-    tasks = len(manifest.read_instructions(cfg.instructions)) / len(utterances) if cfg.instructions else None
+    texts = _tokens(cfg, shapes, utterances)
+    tasks = manifest.read_instructions(cfg.instructions) if cfg.instructions else []
+    text_bytes = fmean(len(u.text.encode()) for u in utterances)
     durations_s = np.array([u.duration_s for u in by_split["train"]])
     return Corpus(
         durations_s[:: -(-len(durations_s) // _SAMPLE)], len(by_split["train"]), len(by_split["valid"]),
-        len(by_split["test"]), _seconds(by_split["valid"]), _seconds(by_split["test"]), tokens, prompt, used, counted,
-        _audio_mb_per_hour(cfg, utterances), cfg.tasks_per_utterance if tasks is None else tasks,
-        fmean(len(u.id.encode()) for u in utterances), fmean(len(u.audio.encode()) for u in utterances),
-        fmean(len(u.text.encode()) for u in utterances), f"manifest {cfg.manifest}",
+        len(by_split["test"]), _seconds(by_split["valid"]), _seconds(by_split["test"]), texts.tokens, texts.prompt,
+        texts.used_rows, _audio_mb_per_hour(cfg, utterances),
+        len(tasks) / len(utterances) if tasks else cfg.tasks_per_utterance,
+        fmean(len(u.id.encode()) for u in utterances), fmean(len(u.audio.encode()) for u in utterances), text_bytes,
+        fmean(len(task.answer.encode()) for task in tasks) if tasks else text_bytes, texts.tokenizer_bytes,
+        f"manifest {cfg.manifest}",
     )  # fmt: skip
 
 
@@ -145,12 +151,20 @@ def _audio_mb_per_hour(cfg: CorpusConfig, utterances: Sequence[Utterance]) -> fl
     return sum((root / u.audio).stat().st_size for u in here) / 1e6 / (_seconds(here) / 3600)
 
 
-def _tokens(cfg: CorpusConfig, shapes: Shapes, utterances: Sequence[Utterance]) -> tuple[float, float, float, bool]:
-    """Tokens of a transcript, rows in use, tokens of a prompt, whether all texts were counted: by the tokenizer."""
+@dataclass(frozen=True)
+class _Texts:
+    tokens: float
+    used_rows: float
+    prompt: float
+    tokenizer_bytes: float
+
+
+def _tokens(cfg: CorpusConfig, shapes: Shapes, utterances: Sequence[Utterance]) -> _Texts:
+    """Texts and prompts by the LLM's own tokenizer, or by the plan's figures where the LLM is not here."""
     some = utterances[:: -(-len(utterances) // _READ)]
     if shapes.llm_folder is None:
         words = fmean(len(u.text.split()) for u in some)
-        return words * cfg.tokens_per_word, shapes.llm.vocabulary, cfg.prompt_tokens, False
+        return _Texts(words * cfg.tokens_per_word, shapes.llm.vocabulary, cfg.prompt_tokens, _TOKENIZER_BYTES)
     target = next((t for t in shapes.precompute.targets if t.name == shapes.pretrain.target), None)
     tokenizer = Tokenizer(shapes.llm_folder, target.pad_token if target else None)
     ids = [tokenizer.ids(normalise(u.text, target.normaliser if target else "mms")) for u in some]
@@ -159,7 +173,8 @@ def _tokens(cfg: CorpusConfig, shapes: Shapes, utterances: Sequence[Utterance]) 
     kinds = {name.partition("-")[0] for name in shapes.tune.shares}
     wordings = [message for kind in kinds for message in prompts.of(kind, "train") if "{" not in _unfilled(message)]
     prompt = max((sum(map(len, chat.halves(message))) for message in wordings), default=cfg.prompt_tokens)
-    return fmean(map(len, ids)), len(used), prompt, len(some) == len(utterances)
+    size = len(tokenizer.inner.backend_tokenizer.to_str().encode())
+    return _Texts(fmean(map(len, ids)), len(used), prompt, size)
 
 
 def _unfilled(message: str) -> str:

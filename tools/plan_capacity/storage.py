@@ -15,8 +15,8 @@ _PARQUET_ROW, _PARQUET_TEXT = 45.0, 0.5
 """utterances.parquet: bytes of a row besides its text, and of a byte of text; 68 in all on the miniature."""
 _TOKENS_ROW = 43.0
 """tokens.parquet, a row: measured on the miniature."""
-_TASK_ROW, _TASK_TOKEN = 12.0, 2.0
-"""tasks.parquet, a row and a token of its answer: measured on the miniature."""
+_TASK_ROW, _TASK_TEXT, _TASK_TOKEN = 8.0, 0.65, 1.8
+"""tasks.parquet: a row, a byte and a token of its answer; 40 to 46 in all on the miniature."""
 _SMALL = 3_000
 """contract.json, dataset.json, quarantine.parquet and the like, together."""
 _INDEX = 350
@@ -55,18 +55,17 @@ def _json_bytes(row: dict[str, object]) -> int:
 def targets(corpus: Corpus, shapes: Shapes) -> dict[str, float]:
     """All target sets of precompute's config, taken to be alike: ids, tables, the rows of the embedding in use."""
     sets, rows = len(shapes.precompute.targets), min(corpus.used_rows, shapes.llm.vocabulary)
-    tokenizer = shapes.llm_folder / "tokenizer.json" if shapes.llm_folder else None
-    of_tokenizer = tokenizer.stat().st_size if tokenizer and tokenizer.is_file() else 10e6
     ids = corpus.num_all * (4 + 8 + corpus.id_bytes + 2 + 4 * corpus.tokens)
     done = _json_bytes({"id": "", "index": 1000, "num_tokens": 10, "utterance": 1000, **_REF}) + corpus.id_bytes
     parts = math.ceil(corpus.num_all / _TARGET_PART)
-    tables = corpus.num_all * (done + _TOKENS_ROW) + of_tokenizer + parts * 2 * _INDEX + _SMALL
+    tables = corpus.num_all * (done + _TOKENS_ROW) + corpus.tokenizer_bytes + parts * 2 * _INDEX + _SMALL
     return {"token ids": sets * ids, "tables": sets * tables, "embedding": sets * rows * (2 * shapes.llm.width + 4)}
 
 
 def tasks(corpus: Corpus) -> dict[str, float]:
     """tasks.parquet of one target set."""
-    return {"tasks": corpus.num_all * corpus.tasks * (_TASK_ROW + _TASK_TOKEN * corpus.tokens)}
+    row = _TASK_ROW + _TASK_TEXT * corpus.answer_bytes + _TASK_TOKEN * corpus.tokens
+    return {"tasks": corpus.num_all * corpus.tasks * row + _SMALL}
 
 
 def checkpoint(parameters: float) -> float:
