@@ -17,6 +17,7 @@ from sm_train.tune import TuneConfig
 from tests.builders import ROOT
 from tools.miniature.build import BuildConfig
 from tools.miniature.corpus import CorpusConfig
+from tools.plan_capacity.settings import PlanConfig
 
 SOURCES = sorted(path for room in ("sm_train", "cluster", "tools") for path in (ROOT / room).rglob("*.py"))
 
@@ -137,6 +138,7 @@ def schema_of(path: Path) -> type:
         "pretrain": PretrainConfig,
         "tune": TuneConfig,
         "evaluate": EvaluateConfig,
+        "plan": PlanConfig,
     }
     return stages[path.parent.name]
 
