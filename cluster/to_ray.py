@@ -50,7 +50,7 @@ class RayConfig:
 def request(job: Job) -> dict[str, Any]:
     """What the cluster's job server is sent: the arguments of JobSubmissionClient.submit_job."""
     asked, module = job.submit, [_MODULES.get(job.stage, "cluster.ray_train"), *job.args]
-    env = {name: value for name, value in job.env.items() if name != "PYTHONPATH"}  # the shipped code comes first
+    env = dict(job.env)  # Ray puts the shipped code before its PYTHONPATH
     reserved: dict[str, Any] = {}
     if job.stage not in _MODULES:
         module = [module[0], job.stage, *job.args, *(f"{name}={value}" for name, value in _ranks(job).items())]
