@@ -33,9 +33,8 @@ SUBMITTED = "submitted"
 """What a submission keeps in the folder of what it makes (cluster.submission); no part of the set."""
 _PART = "part-"
 _READERS = 16  # small files fetched at once
-_QUARANTINE_SCHEMA = pa.schema(
-    [*((name, pa.string()) for name in ("id", "reason", "detail")), ("attempts", pa.int32())]
-)
+_STRINGS = [(name, pa.string()) for name in ("id", "reason", "detail")]
+_QUARANTINE_SCHEMA = pa.schema([*_STRINGS, ("attempts", pa.int32())])
 
 
 def open_set(root: Place, contract: Mapping[str, Any], *, beside_others: bool = False) -> None:
