@@ -52,7 +52,7 @@ def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # the coming default; unset, Ray warns
     quiet = {"log_to_driver": False, "logging_level": "error"}
     if address := os.environ.get("RAY_ADDRESS"):
-        _require_reachable(address)
+        require_reachable(address)
         ray.init(address=address, **quiet)
     else:
         if cfg.actor_gpus and pick_device("auto") != "cuda":
@@ -65,7 +65,7 @@ def _connect(ray: Any, cfg: PrecomputeConfig) -> None:
         ray.init(address="local", include_dashboard=False, _node_ip_address="127.0.0.1", **own, **quiet)
 
 
-def _require_reachable(address: str) -> None:
+def require_reachable(address: str) -> None:
     """Raises UserError if nobody listens at host:port, where Ray would try for minutes; others are Ray's to look up."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "://" not in host:
@@ -107,6 +107,10 @@ def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
 
 def main(argv: list[str]) -> None:
     cfg = config.load(PrecomputeConfig, argv, "cluster.precompute")
+    if cfg.share:
+        raise UserError(
+            f"share is {cfg.share!r}, but Ray shares the units among actors; set actors, or share to nothing"
+        )
     if cfg.encoder.device == "auto":  # the actors' device, not this process's, belongs to the contract
         if not cfg.actor_gpus and pick_device("auto") == "cuda":
             raise UserError("actor_gpus is 0, but there is a GPU here: set actor_gpus=1, or encoder.device=cpu")

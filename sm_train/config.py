@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,9 @@ def _read(path: Path) -> DictConfig:
 def _override(word: str) -> DictConfig:
     if not word.partition("=")[0] or "=" not in word:
         raise UserError(f"override {word!r} is not of the form key=value")
+    name, _, value = word.partition("=")
+    if re.fullmatch(r"[-+]?\d+(:\d+)+", value):  # 8:00:00 is no number of base 60, as YAML has it
+        word = f"{name}='{value}'"
     try:
         return OmegaConf.from_dotlist([word])
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
@@ -73,6 +77,11 @@ def _override(word: str) -> DictConfig:
 def from_mapping(schema: type[C], mapping: dict[str, Any], where: str) -> C:
     """Build a frozen ``schema`` from plain values, such as a run's own ``config.yaml``."""
     return _build(schema, [OmegaConf.create(mapping)], where=where)
+
+
+def from_words(schema: type[C], words: list[str], where: str) -> C:
+    """Build a frozen ``schema`` from ``key=value`` words alone."""
+    return _build(schema, [_override(word) for word in words], where=where, words=words)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The one error a person can cause, and the frame every command runs in.
 
 Exit codes: 0 done, 1 our own bug (with a traceback), 2 a person's mistake (one line), 75 saved and left after a signal,
-76 left because another rank was lost, 130 interrupted. After 75, 76 and 130 the same command goes on.
+76 left because another rank was lost or never came, 130 interrupted. After 75, 76 and 130 the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,11 +20,15 @@ MISTAKEN = 2
 STOPPED = 75
 """The run was asked to stop by a signal: it saved and left."""
 LOST = 76
-"""Another rank died, hung or left: this one could not go on."""
+"""Another rank died, hung, left or never came: this one could not go on."""
 
 
 class UserError(Exception):
     """A person's mistake: one line that names the thing, the value and the remedy."""
+
+
+class Lost(Exception):
+    """The other ranks cannot be found: this one cannot begin, and the same command may."""
 
 
 class Stopped(Exception):
@@ -63,6 +67,9 @@ def run_command(main: Callable[[list[str]], None]) -> None:
             raise
         print(f"error: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr, flush=True)
         raise SystemExit(MISTAKEN) from None
+    except Lost as lost:
+        print(f"error: {printable(' '.join(str(lost).split()))}", file=sys.stderr, flush=True)
+        exit_hard(LOST)
     except Stopped as stopped:
         if os.environ.get("RANK", "0") == "0":
             print(stopped, file=sys.stderr)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -54,8 +56,18 @@ def write_environment(folder: Path, world_size: int) -> None:
     files.write_json(folder / "environment.json", environment)
 
 
+def last_line(folder: Path) -> dict[str, Any]:
+    """Attempt, step and time of the last whole line of a run's metrics; empty before the first."""
+    path = folder / METRICS
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for line in reversed(lines):
+        with suppress(json.JSONDecodeError, KeyError, TypeError):  # the last line of a killed run
+            return {name: json.loads(line)[name] for name in ("attempt", "step", "time_s")}
+    return {}
+
+
 class RunLog:
-    """The metrics of a training run: one JSON object a line, each with its attempt; rank 0 alone writes.
+    """The metrics of a training run: one JSON object a line, each with its attempt and its time; rank 0 alone writes.
 
     On resume, lines beyond the checkpoint's step are cut off, so that a step stands there once.
     """
@@ -83,7 +95,8 @@ class RunLog:
     def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append one line for a step; a value that is not finite, which JSON has no word for, is null."""
         finite = {name: None if isinstance(v, float) and not math.isfinite(v) else v for name, v in values.items()}
-        self._file.write(json.dumps({"attempt": self.attempt, "step": step, **finite}) + "\n")
+        facts = {"attempt": self.attempt, "step": step, "time_s": round(time.time(), 3)}
+        self._file.write(json.dumps({**facts, **finite}) + "\n")
         self._file.flush()
         try:
             for name, value in values.items():

@@ -1,7 +1,7 @@
 """Attempts: the starts of a run, numbered; a newer one fences the older ones off.
 
-attempts/N.json says who began start N, when and from which step, and how it ended: the run's log of incidents. The
-file is put only if absent, so that two starts at once get two numbers.
+attempts/N.json says who began start N, when and from which step, how far the starts before had come, and how it ended:
+the run's log of incidents. The file is put only if absent, so that two starts at once get two numbers.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import os
 import re
 import socket
 import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +22,12 @@ from sm_train.errors import UserError
 ATTEMPTS = "attempts"
 
 
-def begin(run: Path, from_step: int = 0, ranks: int = 1) -> int:
-    """Count this start of a run; an older attempt that still lives will see that it is no longer its own."""
+def begin(run: Path, from_step: int = 0, ranks: int = 1, found: Mapping[str, Any] | None = None) -> int:
+    """Count this start of a run; an older attempt that still lives will see that it is no longer its own.
+
+    Args:
+        found: attempt, step and time of the last line that stands in the log, some of which may be cut off now.
+    """
     folder = run / ATTEMPTS
     folder.mkdir(parents=True, exist_ok=True)
     files.sync(run)
@@ -32,14 +39,15 @@ def begin(run: Path, from_step: int = 0, ranks: int = 1) -> int:
         except FileExistsError:  # another start was faster
             number += 1
     facts = {"attempt": number, "host": socket.gethostname(), "pid": os.getpid(), "ranks": ranks}
-    files.write_json(_path(run, number), {**facts, "from_step": from_step, "began": _now()})
+    times = {"started": _said(time.time() - _age_s()), "began": _said(time.time())}
+    files.write_json(_path(run, number), {**facts, **times, "from_step": from_step, "found": dict(found or {})})
     return number
 
 
 def end(run: Path, attempt: int, at_step: int, how: str) -> None:
     """Write down how an attempt ended; one that was killed has no such line."""
     said = read(run, attempt)
-    files.write_json(_path(run, attempt), {**said, "ended": _now(), "at_step": at_step, "how": how})
+    files.write_json(_path(run, attempt), {**said, "ended": _said(time.time()), "at_step": at_step, "how": how})
 
 
 def read(run: Path, attempt: int) -> dict[str, Any]:
@@ -64,5 +72,13 @@ def _path(run: Path, number: int) -> Path:
     return run / ATTEMPTS / f"{number}.json"
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _said(time_s: float) -> str:
+    return datetime.fromtimestamp(time_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _age_s() -> float:
+    """Seconds since this process was started; 0 where the kernel does not say."""
+    with suppress(OSError, IndexError):
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        return max(time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+    return 0.0

@@ -14,7 +14,7 @@ from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetTable
 from sm_train.errors import Stopped, UserError
 from sm_train.models.mapper import SpeechMapper
-from sm_train.runlog import RunLog, say, write_environment
+from sm_train.runlog import RunLog, last_line, say, write_environment
 from sm_train.train import attempts, checkpoint
 from sm_train.train.engines import Engine, EngineConfig, make_engine
 from sm_train.train.engines.base import require_one_start
@@ -106,7 +106,7 @@ def begin(
         _say_what_changes(cfg, folder, state)
         config.dump(cfg, folder / "config.yaml")
         write_environment(folder, engine.world_size)
-        state.attempt = attempts.begin(folder, state.global_step, engine.world_size)
+        state.attempt = attempts.begin(folder, state.global_step, engine.world_size, last_line(folder))
         checkpoint.require_unmoved(folder, state.global_step)
         engine.watch.on_leave = lambda why: attempts.end(folder, state.attempt, state.global_step, why)
     say(

@@ -1,7 +1,8 @@
 """For processes of tests alone: on PYTHONPATH, it lets audio files end the process that reads or encodes them.
 
 A file named *segfault* ends the one that opens it, one named *killer* the one that has it in the encoder.
-TEST_SLOW_S are seconds that each batch takes longer.
+TEST_SLOW_S are seconds that each batch takes longer. With TEST_PAUSE=STEP:FILE a rank waits in that step of training
+until a signal has come; then it makes the file, and no rank waits once that is there.
 """
 
 from __future__ import annotations
@@ -39,7 +40,31 @@ def _spoil_units(module: ModuleType) -> None:
     module.UnitEncoder._encode = encode
 
 
-_SPOILT = {"soundfile": _spoil_soundfile, "sm_train.encoding.units": _spoil_units}
+def _pause_steps(module: ModuleType) -> None:
+    step, _, file = os.environ.get("TEST_PAUSE", "").partition(":")
+    came: list[int] = []
+    real_came, real_rate = module.StopRequest._came, module.learning_rate
+
+    def remember(self: Any, number: int, frame: Any) -> None:
+        came.append(number)
+        real_came(self, number, frame)
+
+    def rate(cfg: Any, done: int, steps: int) -> float:
+        end = time.monotonic() + 100
+        while step == str(done + 1) and not came and not os.path.exists(file) and time.monotonic() < end:
+            time.sleep(0.02)
+        if came:
+            open(file, "a").close()
+        return float(real_rate(cfg, done, steps))
+
+    module.StopRequest._came, module.learning_rate = remember, rate
+
+
+_SPOILT = {
+    "soundfile": _spoil_soundfile,
+    "sm_train.encoding.units": _spoil_units,
+    "sm_train.train.loop": _pause_steps,
+}
 
 
 class _Finder(importlib.abc.MetaPathFinder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +16,7 @@ from sm_train.records import Batch
 from sm_train.train.engines import EngineConfig, TrainState, make_engine
 from sm_train.train.engines import base as engines_base
 from sm_train.train.engines.deepspeed import BUCKET, REUSE, zero_config
+from tests.builders import ROOT, child_env
 from tests.training import assert_equal
 
 
@@ -68,6 +71,13 @@ def weights(engine: engines_base.Engine) -> Mapping[str, Tensor]:
     state = engine.capture()
     assert state is not None
     return state.weights
+
+
+def test_a_start_does_not_wait_for_torch_s_compiler() -> None:
+    code = "import sys; from tests.unit.test_engines import make, take_step; take_step(make(), 0); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=child_env(), capture_output=True, text=True)
+    assert "torch.optim.adamw" in done.stdout.split(), done.stderr
+    assert "torch._dynamo" not in done.stdout.split()
 
 
 @pytest.mark.parametrize("clip", [0.0, 0.5, 1e6])

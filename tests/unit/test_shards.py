@@ -168,3 +168,9 @@ def test_open_files_stay_below_a_limit(tmp_path: Path, monkeypatch: pytest.Monke
             assert samples[row]["id"] == ["a", "bb", "eee"][row]
             assert open_shards(root) == 1
     assert open_shards(root) == 0
+
+
+def test_what_a_submission_keeps_there_does_not_make_a_folder_another_s(tmp_path: Path) -> None:
+    (tmp_path / "set/submitted/0001").mkdir(parents=True)
+    shards.open_set(tmp_path / "set", {"layer": 1})
+    assert shards.parts_of(tmp_path / "set") == []

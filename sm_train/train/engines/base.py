@@ -22,6 +22,7 @@ from sm_train.data import processes
 from sm_train.errors import UserError
 from sm_train.models.speech import device_here
 from sm_train.records import MicroBatch
+from sm_train.train.engines import network
 from sm_train.train.engines.watch import Watch
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,9 +44,7 @@ class EngineConfig:
     clip: float = config.key(1.0, "gradient norm above which gradients are scaled down; 0 for never")
     split: int = config.key(1, "pieces that a micro-batch is run in: the remedy where it does not fit the memory")
     threads: int = config.key(1, "CPU threads of one rank")
-    timeout_s: float = config.key(
-        600.0, "seconds without progress after which all ranks leave, naming the one that hangs"
-    )
+    timeout_s: float = config.key(600.0, "seconds without progress after which ranks leave, naming the one that hangs")
     heartbeat_s: float = config.key(10.0, "seconds of silence after which a rank counts as lost; 0 for no watch")
 
     def __str__(self) -> str:
@@ -157,6 +156,9 @@ def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
 
     Returns:
         rank, world size, this rank's device.
+
+    Raises:
+        Lost: they do not come together.
     """
     _die_with_launcher()
     torch.set_num_threads(cfg.threads)
@@ -166,8 +168,8 @@ def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=cfg.patience)
+        with network.meeting():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=cfg.patience)
     return rank, world_size, device
 
 

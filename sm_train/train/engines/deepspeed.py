@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sm_train.errors import UserError
 from sm_train.models.speech import pick_device
 from sm_train.records import MicroBatch
-from sm_train.train.engines import base
+from sm_train.train.engines import base, network
 from sm_train.train.engines.watch import Watch
 
 BUCKET = 50_000_000
@@ -146,7 +146,8 @@ def _start(cfg: base.EngineConfig) -> tuple[int, int, torch.device]:
     if on_cpu:
         # Built by a compiler at start-up otherwise, a minute, and it leaves shared memory behind when a run dies.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False, timeout=cfg.patience)
+    with network.meeting():
+        deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False, timeout=cfg.patience)
     return base.start_ranks(cfg)
 
 

@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from sm_train.errors import UserError
 from sm_train.records import MicroBatch
@@ -40,17 +41,11 @@ class LocalEngine:
         self.weights = list(trained.parameters())
         self.sizes = [p.numel() for p in self.weights]
         self.flat = torch.zeros(sum(self.sizes), device=self.device)
-        for master, grad in zip(self.masters, torch.split(self.flat, self.sizes), strict=True):
-            master.grad = grad.view_as(master)
-        self.optimizer = torch.optim.AdamW(
-            self.masters, betas=(cfg.beta1, cfg.beta2), eps=cfg.eps, weight_decay=cfg.weight_decay
-        )
-        for name, master in zip(self.names, self.masters, strict=True):
-            self.optimizer.state[master] = {
-                "step": torch.tensor(float(state.adam_step)),
-                "exp_avg": state.exp_avg[name].to(self.device, copy=True),
-                "exp_avg_sq": state.exp_avg_sq[name].to(self.device, copy=True),
-            }
+        pieces = torch.split(self.flat, self.sizes)
+        self.grads = [grad.view_as(master) for grad, master in zip(pieces, self.masters, strict=True)]
+        self.exp_avg = [state.exp_avg[name].to(self.device, copy=True) for name in self.names]
+        self.exp_avg_sq = [state.exp_avg_sq[name].to(self.device, copy=True) for name in self.names]
+        self.steps = [torch.tensor(float(state.adam_step)) for _ in self.names]
         self.watch.start(self.device)
 
     def forward(self, batch: MicroBatch) -> dict[str, Tensor]:
@@ -61,9 +56,9 @@ class LocalEngine:
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         self.watch.mark("backward")
         loss.backward()  # type: ignore[no-untyped-call]
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if weight.grad is not None and master.grad is not None:
-                master.grad += weight.grad
+        for weight, grad in zip(self.weights, self.grads, strict=True):
+            if weight.grad is not None:
+                grad += weight.grad
                 weight.grad = None
         if is_last and self.world_size > 1:
             dist.all_reduce(self.flat)
@@ -75,13 +70,20 @@ class LocalEngine:
         if applied:
             if self.cfg.clip and norm + 1e-6 > self.cfg.clip:
                 self.flat /= (norm + 1e-6) / self.cfg.clip
-            self.optimizer.param_groups[0]["lr"] = lr
-            self.optimizer.step()
             with torch.no_grad():
+                self._update(lr)
                 for weight, master in zip(self.weights, self.masters, strict=True):
                     weight.copy_(master)
         self.flat.zero_()
         return base.Update(norm, applied, 1.0)
+
+    def _update(self, lr: float) -> None:
+        """AdamW's own function: its class would import torch's compiler, a second of every start."""
+        cfg = self.cfg
+        adamw(
+            self.masters, self.grads, self.exp_avg, self.exp_avg_sq, [], self.steps, amsgrad=False, maximize=False,
+            beta1=cfg.beta1, beta2=cfg.beta2, lr=lr, weight_decay=cfg.weight_decay, eps=cfg.eps,
+        )  # fmt: skip
 
     def sum_over_ranks(self, values: Tensor) -> Tensor:
         self.watch.mark("sum_over_ranks")
@@ -91,17 +93,16 @@ class LocalEngine:
         self.watch.mark("capture")
         if self.rank != 0:
             return None
-        states = [self.optimizer.state[master] for master in self.masters]
         return base.TrainState(
             base.named_tensors(self.names, self.masters),
-            base.named_tensors(self.names, [s["exp_avg"] for s in states]),
-            base.named_tensors(self.names, [s["exp_avg_sq"] for s in states]),
-            int(states[0]["step"]),
+            base.named_tensors(self.names, self.exp_avg),
+            base.named_tensors(self.names, self.exp_avg_sq),
+            int(self.steps[0]),
         )
 
     def gradients(self) -> Mapping[str, Tensor]:
         self.watch.mark("gradients")
-        return base.named_tensors(self.names, [master.grad for master in self.masters])
+        return base.named_tensors(self.names, self.grads)
 
     def close(self) -> None:
         self.watch.mark("close")

@@ -1,0 +1,86 @@
+"""What can be refused of a submission by reading its config alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from cluster.doctor.machine import host_bytes
+from cluster.fit import Ranks, require_fits
+from cluster.submission import TRAINING, Job
+from sm_train.data import shards, store
+from sm_train.errors import UserError
+
+_INPUTS = ("manifest", "mapper", "prompts", "instructions")  # keys that name a file or folder which must be there
+
+
+def check(job: Job) -> None:
+    """Raises UserError: ranks, devices or inputs that the stage could not begin with."""
+    if job.stage in TRAINING:
+        _check_ranks(job)
+        _check_devices(job)
+        _check_memory(job)
+    else:
+        _check_one_process(job)
+    if not job.submit.after and job.home == Path.cwd():  # else another job, or another machine, has them
+        _check_inputs(job)
+
+
+def _check_ranks(job: Job) -> None:
+    lanes, submit = job.config.batch.lanes, job.submit
+    if lanes % submit.ranks:
+        fitting = [ranks for ranks in range(1, lanes + 1) if lanes % ranks == 0]
+        raise UserError(
+            f"batch.lanes is {lanes}, which {submit.ranks} ranks ({submit.nodes} nodes of {submit.ranks_per_node}) do "
+            f"not divide; ask for {', '.join(map(str, fitting))} ranks, or set batch.lanes to a multiple"
+        )
+
+
+def _check_devices(job: Job) -> None:
+    engine, submit = job.config.engine, job.submit
+    if submit.gpus_per_node and submit.gpus_per_node != submit.ranks_per_node:
+        raise UserError(
+            f"gpus_per_node is {submit.gpus_per_node} and ranks_per_node {submit.ranks_per_node}; a rank has one GPU: "
+            "give the same number, or gpus_per_node=0 for CPUs"
+        )
+    if engine.device == "cuda" and not submit.gpus_per_node:
+        raise UserError("engine.device is 'cuda' and gpus_per_node 0; ask for GPUs, or set engine.device=cpu")
+    if engine.device == "cpu" and submit.gpus_per_node:
+        raise UserError(
+            f"engine.device is 'cpu' and gpus_per_node {submit.gpus_per_node}, which would stand idle; "
+            "set gpus_per_node=0, or engine.device=cuda"
+        )
+
+
+def _check_memory(job: Job) -> None:
+    """What is not known of the machine that the job goes to is not judged: cluster.doctor tells it there."""
+    submit, is_here = job.submit, job.submit.to == "local"
+    ranks = Ranks(submit.ranks, submit.ranks_per_node, on_cpu=not submit.gpus_per_node)
+    if ranks.on_cpu:
+        if is_here:
+            require_fits(job.config, None, ranks, host_bytes()[0])
+    elif submit.gpu:
+        require_fits(job.config, submit.gpu, ranks)
+    elif is_here and torch.cuda.is_available():
+        require_fits(job.config, float(torch.cuda.get_device_properties(0).total_memory), ranks, host_bytes()[0])
+
+
+def _check_one_process(job: Job) -> None:
+    submit = job.submit
+    if submit.ranks_per_node > 1:
+        raise UserError(f"ranks_per_node is {submit.ranks_per_node}; only {' and '.join(TRAINING)} have ranks")
+    if submit.nodes > 1 and (job.stage != "precompute" or submit.to == "local"):
+        raise UserError(f"nodes is {submit.nodes}; {job.stage} to {submit.to} runs on one machine")
+
+
+def _check_inputs(job: Job) -> None:
+    cfg = job.config
+    for key in _INPUTS:
+        path = getattr(cfg, key, None)
+        if isinstance(path, str) and "://" not in path and not Path(path).exists():
+            raise UserError(f"{key} is {path!r}, which does not exist here; paths start at {Path.cwd()} (see workdir)")
+    sets = getattr(cfg, "shards", None) if cfg is not None else job.words[0]
+    for uri in sets if isinstance(sets, dict) else [sets] if isinstance(sets, str) else []:
+        if "://" not in uri and not shards.is_complete(store.at(uri)):
+            raise UserError(f"shard set {uri} does not exist, or is not complete; run precompute first, or give after=")
