@@ -181,8 +181,8 @@ def _too_large(who: str, terms: dict[str, float], times: int, room: float, where
 def sizes(terms: dict[str, float], times: int = 1, most: int = 3) -> str:
     """The sum of some terms, and the largest of them."""
     largest = sorted(terms.items(), key=lambda term: -term[1])[:most]
-    named = ", ".join(f"{name} {times * size / GIB:.1f}" for name, size in largest if size)
-    return f"{times * sum(terms.values()) / GIB:.1f} GiB ({named})"
+    named = ", ".join(f"{name} {times * size / GIB:.1f}" for name, size in largest if times * size > 0.05 * GIB)
+    return f"{times * sum(terms.values()) / GIB:.1f} GiB" + (f" ({named})" if named else "")
 
 
 def _remedies(cfg: TrainingConfig, ranks: Ranks) -> Iterator[tuple[str, TrainingConfig, Ranks]]:

@@ -32,15 +32,31 @@ _LLM_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 def checks(work: Work) -> list[Check]:
     """Those that build models."""
+    found = [Check("device", lambda: device(work))]
     if work.is_training:
-        return [
-            Check("fit", lambda: fit(work)),
-            Check("lanes", lambda: lanes(work)),
-            Check("trial", lambda: trial(work), 40.0),
-        ]
+        found += [Check("fit", lambda: fit(work)), Check("lanes", lambda: lanes(work))]
+        return [*found, Check("trial", lambda: trial(work), 40.0)]
     if work.stage == "precompute":
-        return [Check("trial", lambda: encoder_trial(work), 40.0)]
-    return [Check("fit", lambda: fit_answers(work)), Check("trial", lambda: answer_trial(work), 40.0)]
+        return [*found, Check("trial", lambda: encoder_trial(work), 40.0)]
+    return [*found, Check("fit", lambda: fit_answers(work)), Check("trial", lambda: answer_trial(work), 40.0)]
+
+
+def device(work: Work) -> Finding:
+    """The device that a config asks for, and its precision there."""
+    asked, gpu, engine = work.device_name, work.submit.gpu, getattr(work.cfg, "engine", None)
+    has_gpu, precision = torch.cuda.is_available(), engine.precision if engine else ""
+    if asked.startswith("cuda") and not has_gpu:
+        remedy = "run this where the GPUs are (srun, torchrun), or set the device to cpu"
+        is_elsewhere = work.submit.to != "local" or gpu
+        return Finding(WARN if is_elsewhere else FAIL, "device", f"{asked} is asked for, and no GPU is here", remedy)
+    is_old = gpu.startswith("V100") if gpu else has_gpu and torch.cuda.get_device_capability() < (8, 0)
+    if precision == "bf16" and is_old:
+        remedy = "engine.precision=fp16 engine.name=deepspeed"
+        return Finding(WARN, "device", f"{gpu or 'the GPU here'} has no bf16 of its own, and is slow at it", remedy)
+    if precision == "fp16" and (work.ranks.on_cpu or work.partitioned_by != "deepspeed"):
+        text = f"fp16 on {'a CPU' if work.ranks.on_cpu else 'engine.name local, which does not scale the loss'}"
+        return Finding(FAIL, "device", text, "engine.precision=bf16, or fp16 with engine.name=deepspeed on a GPU")
+    return Finding(OK, "device", " ".join(filter(None, (gpu or str(work.device), precision))))
 
 
 def lanes(work: Work) -> Finding:

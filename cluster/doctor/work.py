@@ -62,6 +62,11 @@ class Work:
         return torch.device(name if has_gpu or not name.startswith("cuda") else "cpu")
 
     @property
+    def partitioned_by(self) -> str:
+        """The engine that training will take."""
+        return str(getattr(self.cfg, "placed", self.cfg.engine).name)
+
+    @property
     def ranks(self) -> Ranks:
         """Those of training; one for the other stages."""
         on_gpus = bool(self.submit.gpus_per_node) or self.device_name.startswith("cuda") or self.device.type == "cuda"

@@ -33,6 +33,8 @@ SUBMITTED = "submitted"
 """What a submission keeps in the folder of what it makes (cluster.submission); no part of the set."""
 _PART = "part-"
 _READERS = 16  # small files fetched at once
+_STRINGS = [(name, pa.string()) for name in ("id", "reason", "detail")]
+_QUARANTINE_SCHEMA = pa.schema([*_STRINGS, ("attempts", pa.int32())])
 
 
 def open_set(root: Place, contract: Mapping[str, Any], *, beside_others: bool = False) -> None:
@@ -45,14 +47,15 @@ def open_set(root: Place, contract: Mapping[str, Any], *, beside_others: bool = 
         UserError: the folder holds a set with another contract, or something that is no set.
     """
     place = store.at(root)
-    if beside_others and not place.names() and place.write_new(CONTRACT, files.json_bytes(contract)):
-        return
-    names = place.names()
+    names = {*place.names()} - {SUBMITTED}
+    if beside_others and not names:
+        place.write_new(CONTRACT, files.json_bytes(contract))
+        names = {CONTRACT}
     if CONTRACT in names and (beside_others or parts_of(place)):
         found = files.parse_object(place.read(CONTRACT), f"{place.uri}/{CONTRACT}")
         require_same(dict(contract), found, place.uri, "give another folder, or remove this one")
         return
-    if CONTRACT not in names and {*names} - {SUBMITTED}:
+    if CONTRACT not in names and names:
         raise UserError(
             f"folder {place.uri} is not empty and holds no shard set ({CONTRACT} is missing); give another folder"
         )
@@ -210,11 +213,6 @@ def _read_index(place: Store, part: str) -> bytes:
     if "://" not in place.uri:
         arrival.wait_for(Path(place.uri) / part / "index.json")
     return place.read(f"{part}/index.json")
-
-
-_QUARANTINE_SCHEMA = pa.schema(
-    [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())]
-)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

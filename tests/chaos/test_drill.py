@@ -79,7 +79,7 @@ def supervise(path: Path, log: Path, seconds: float, kill_s: float) -> Drill:
                 is_over = True
                 for rank in ranks:
                     rank.send_signal(signal.SIGTERM)
-            elif passed_s >= next_kill_s and not is_over:
+            elif passed_s >= next_kill_s <= seconds - kill_s:  # each kill has its time
                 next_kill_s += kill_s
                 drill.victims.append(draw.randrange(RANKS))
                 drill.killed_s.append(time.time())

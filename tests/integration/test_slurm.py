@@ -125,6 +125,19 @@ def test_what_slurm_has_is_let_through_and_a_dry_run_leaves_nothing(
     assert os.listdir(tmp_path) == ["run.yaml"]
 
 
+def test_a_node_that_is_out_of_service_is_waited_for(
+    slurm: Scheduler, shard_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = training.write_config(tmp_path / "run.yaml", shard_folder)
+    slurm.run("scontrol", "update", "nodename=n2", "state=drain", "reason=test")
+    try:
+        submit.main(["pretrain", str(path), "to=slurm", "nodes=2", "dry_run=true"])
+    finally:
+        slurm.run("scontrol", "update", "nodename=n2", "state=resume")
+    said = capsys.readouterr().err
+    assert said.startswith("warning: sbatch: Requested node configuration is not available; it waits for nodes")
+
+
 def test_a_scheduler_beside_it_ends_with_the_process_that_started_it(slurm: Scheduler) -> None:
     argv = [sys.executable, "-m", "tests.slurm.scheduler"]
     with subprocess.Popen(argv, cwd=ROOT, env=child_env(), stdout=subprocess.PIPE, text=True) as starter:

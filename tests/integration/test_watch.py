@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import torch
 
-from sm_train.errors import LOST, UserError
-from sm_train.train import loop
+from sm_train.errors import LOST, UserError, run_command
+from sm_train.train import loop, start
 from sm_train.train.engines.local import LocalEngine
 from sm_train.train.engines.watch import Watch
 from tests import training
@@ -103,6 +103,34 @@ def test_a_rank_that_is_killed_is_named_by_all_others(
         assert re.fullmatch(
             rf"rank {culprit} \(host \S+, pid of {culprit}\) is gone: its process ended without a word", line
         )
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize("engine", [{}, {"name": "deepspeed", "zero_stage": 1}], ids=["local", "zero-1"])
+@pytest.mark.parametrize(
+    "place", [(start, "require_one_start"), (Watch, "start")], ids=["as-ranks-met", "before-watch"]
+)
+def test_a_rank_that_dies_before_the_watch_begins_is_lost_too(
+    ranks: Any, monkeypatch: pytest.MonkeyPatch, engine: dict[str, Any], place: tuple[Any, str]
+) -> None:
+    real = getattr(*place)
+
+    def die(*args: Any) -> None:
+        if os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+
+    def command(*args: Any) -> None:
+        run_command(lambda argv: real_train(*args))
+
+    real_train = training.train
+    monkeypatch.setattr(*place, die)
+    monkeypatch.setattr(training, "train", command)
+    codes, stderr = ranks(2, -1, lambda: None, **engine)
+    assert codes == [LOST, -signal.SIGKILL], stderr
+    (line,) = [line for line in stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: rank 0 on ")
+    assert "does not find the others at 127.0.0.1" in line
     assert "Traceback" not in stderr
 
 

@@ -33,6 +33,23 @@ def test_lanes_and_ranks(tmp_path: Path) -> None:
     assert (bad.mark, bad.remedy) == (FAIL, "ask for 1, 2, 4 ranks, or other lanes")
 
 
+def test_devices_and_precisions(tmp_path: Path) -> None:
+    path = training.write_config(tmp_path / "run.yaml", tmp_path)
+    assert trial.device(work("pretrain", path)).mark == OK
+    assert trial.device(work("pretrain", path, "engine.precision=fp16", "engine.name=deepspeed")).mark == FAIL
+    on_gpu = ["engine.device=cuda", "engine.precision=bf16"]
+    where = {"ranks_per_node": 4, "gpus_per_node": 4}
+    if not torch.cuda.is_available():
+        assert trial.device(work("pretrain", path, *on_gpu, **where)).mark == FAIL
+        assert trial.device(work("pretrain", path, *on_gpu, **where, to="slurm")).mark == WARN
+    old = trial.device(work("pretrain", path, "engine.device=auto", "engine.precision=bf16", gpu="V100-32"))
+    assert (old.mark, "fp16" in old.remedy) == (WARN, True)
+    local = trial.device(work("pretrain", path, "engine.device=auto", "engine.precision=fp16", **where, gpu="A100-80"))
+    assert (local.mark, "does not scale" in local.text) == (FAIL, True)
+    zero3 = work("tune", LLAMA, "engine.device=auto", "engine.precision=fp16", **where, gpu="A100-80")
+    assert trial.device(zero3).mark == OK  # stage 2 takes deepspeed for it
+
+
 def test_an_llm_of_8b_on_v100s(tmp_path: Path) -> None:
     words = [f"llm={write(tmp_path)}", "placement=replicated", "engine.precision=fp32"]
     where = {"ranks_per_node": 4, "gpus_per_node": 4, "gpu": "V100-32"}

@@ -198,7 +198,7 @@ def test_weights_of_another_shape_are_an_error_that_names_the_parameter() -> Non
     state = make().capture()
     assert state is not None
     state.weights["up"] = torch.zeros(3, 6)
-    with pytest.raises(UserError, match=r"parameter 'up' has the shape \(3, 6\), the config's mapper \(3, 5\)"):
+    with pytest.raises(UserError, match=r"parameter 'up' has the shape \(3, 6\), the mapper's is \(3, 5\)"):
         make(state)
     del state.weights["up"]
     with pytest.raises(UserError, match=r"parameter 'up' has the shape None"):

@@ -19,7 +19,8 @@ from tests.builders import run_module
 def several_hosts(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node-0"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.delenv(network.GLOO, raising=False)
+    monkeypatch.setenv(network.GLOO, "")  # so that it is as before in the end
+    monkeypatch.delenv(network.GLOO)
     return monkeypatch
 
 
@@ -70,7 +71,7 @@ def test_a_rank_that_meets_nobody_leaves_with_one_line(tmp_path: Path, monkeypat
     done = run_module("sm_train.pretrain", path, "engine.timeout_s=1", "engine.heartbeat_s=0", **place)
     assert done.returncode == LOST
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert f"has not met the others at 127.0.0.1, port {port}: " in line
+    assert f"does not find the others at 127.0.0.1, port {port}: " in line
     assert "all 2 ranks must be started" in line
     assert "Traceback" not in done.stderr
 

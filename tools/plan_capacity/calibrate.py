@@ -41,9 +41,9 @@ _FEW = 8
 class CalibrateConfig(PlanConfig):
     """A plan, and how long its rates are measured."""
 
-    utterances: int = config.key(600, "training utterances to encode")
-    held_out: int = config.key(40, "utterances of each split to validate and to evaluate on")
-    steps: int = config.key(16, "steps of each run of pretraining")
+    utterances: int = config.key(500, "training utterances to encode")
+    held_out: int = config.key(32, "utterances of each split to validate and to evaluate on")
+    steps: int = config.key(12, "steps of each run of pretraining")
     tune_steps: int = config.key(8, "steps of each run of tuning")
     folder: str | None = config.key(None, "folder to work in, kept; null: one that is removed")
 

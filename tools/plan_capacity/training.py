@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from sm_train.errors import UserError
+from sm_train.train.engines import EngineConfig
 from tools.plan_capacity import formulas, steps, storage
 from tools.plan_capacity.hardware import LINK_REACHED, MARGIN, PLACEMENTS, across, predict, time_terms
+from tools.plan_capacity.rates import Rates
 from tools.plan_capacity.stages import Job, StagePlan, largest, nodes, storage_bytes_s
 from tools.plan_capacity.steps import Steps
 
@@ -68,7 +70,7 @@ def pretrain(job: Job) -> StagePlan:
     link = LINK_REACHED * across(job.gpu, gpus, cfg.gpus_per_node, cfg.network_gb_s).link_gb_s * 1e9
     parts = {
         "compute": num_steps * planned.padded * rates.pretrain_frame_s.value,
-        "update": num_steps * rates.pretrain_step_s.value,
+        "update": num_steps * rates.pretrain_step_s.value / (gpus if _is_sharded(shapes.pretrain.engine, rates) else 1),
     }
     if gpus > 1 and not rates.has_links:
         parts["all-reduce"] = num_steps * formulas.all_reduce_s(4.0 * shapes.mapper.parameters, gpus, link)
@@ -80,6 +82,11 @@ def pretrain(job: Job) -> StagePlan:
         job, "pretrain", gpus, num_steps, planned, parts, rates.pretrain_start_s.value, (times, valid_s), saves
     )
     return _warn_of_tables(job, made)
+
+
+def _is_sharded(engine: EngineConfig, rates: Rates) -> bool:
+    """Whether each rank updates its own part of the weights; measured over several ranks, it is in the rate."""
+    return engine.name == "deepspeed" and engine.zero_stage > 0 and not rates.has_links
 
 
 def tune(job: Job) -> StagePlan:

@@ -151,6 +151,7 @@ def place() -> tuple[int, int]:
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@network.meeting()
 def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
     """Join the ranks that the environment names (torchrun's variables), or stand alone.
 
@@ -168,8 +169,7 @@ def start_ranks(cfg: EngineConfig) -> tuple[int, int, torch.device]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
     if world_size > 1 and not dist.is_initialized():
-        with network.meeting():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=cfg.patience)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=cfg.patience)
     return rank, world_size, device
 
 
@@ -210,6 +210,7 @@ def sum_over_ranks(values: Tensor, device: torch.device) -> Tensor:
     return values
 
 
+@network.meeting()
 def require_one_start(engine: Engine, run: Path, step: int, contract: Mapping[str, Any]) -> None:
     """Raises UserError unless all ranks have read the checkpoint of the same step, and the same data and models."""
     start = [step, int(config.fingerprint(contract)[:8], 16)]
@@ -237,9 +238,7 @@ def copy_weights(trained: nn.Module, state: TrainState) -> None:
     for name in sorted({*own, *state.weights}):
         shapes = [tuple(d[name].shape) if name in d else None for d in (own, state.weights)]
         if shapes[0] != shapes[1]:
-            raise UserError(
-                f"checkpoint: parameter {name!r} has the shape {shapes[1]}, the config's mapper {shapes[0]}"
-            )
+            raise UserError(f"checkpoint: parameter {name!r} has the shape {shapes[1]}, the mapper's is {shapes[0]}")
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(state.weights[name])

@@ -48,6 +48,7 @@ class DeepSpeedEngine:
             unset_hf_deepspeed_config()
             del alive
 
+    @network.meeting()
     def prepare(self, module: nn.Module, trained: nn.Module, state: base.TrainState | None) -> None:
         import deepspeed
 
@@ -127,6 +128,7 @@ def zero_config(cfg: base.EngineConfig, micro_batches: int, device: torch.device
     }
 
 
+@network.meeting()
 def _start(cfg: base.EngineConfig) -> tuple[int, int, torch.device]:
     on_cpu = pick_device(cfg.device) == "cpu"
     if on_cpu:
@@ -146,8 +148,7 @@ def _start(cfg: base.EngineConfig) -> tuple[int, int, torch.device]:
     if on_cpu:
         # Built by a compiler at start-up otherwise, a minute, and it leaves shared memory behind when a run dies.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    with network.meeting():
-        deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False, timeout=cfg.patience)
+    deepspeed.init_distributed("gloo" if on_cpu else "nccl", verbose=False, timeout=cfg.patience)
     return base.start_ranks(cfg)
 
 

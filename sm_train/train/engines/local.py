@@ -12,7 +12,7 @@ from torch.optim.adamw import adamw
 
 from sm_train.errors import UserError
 from sm_train.records import MicroBatch
-from sm_train.train.engines import base
+from sm_train.train.engines import base, network
 from sm_train.train.engines.watch import Watch
 
 
@@ -29,6 +29,7 @@ class LocalEngine:
     def building(self) -> AbstractContextManager[None]:
         return nullcontext()
 
+    @network.meeting()
     def prepare(self, module: nn.Module, trained: nn.Module, state: base.TrainState | None) -> None:
         cfg = self.cfg
         state = state or base.fresh_state(trained)

@@ -14,9 +14,9 @@ from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 
 import psutil
-import torch.distributed as dist
 
 from sm_train.errors import Lost
+from sm_train.train.engines.watch import is_collective
 
 GLOO = "GLOO_SOCKET_IFNAME"
 _PLACE = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -26,22 +26,22 @@ _FAR = "192.0.2.1"
 
 @contextmanager
 def meeting() -> Iterator[None]:
-    """Around the first meeting of the ranks.
+    """Around what ranks do together from their first word until the watch begins, which then knows whose fault it is.
 
     Raises:
-        Lost: they have not come together.
+        Lost: a collective has failed: some rank has not come, or is gone again.
     """
     choose_interface()
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "Gloo connect" not in str(error):
+        if not is_collective(error):
             raise
         rank, world_size, address, port = (os.environ.get(name) for name in _PLACE)
         raise Lost(
-            f"rank {rank} on {socket.gethostname()} has not met the others at {address}, port {port}: "
+            f"rank {rank} on {socket.gethostname()} does not find the others at {address}, port {port}: "
             f"{str(error).splitlines()[0][:300]}; all {world_size} ranks must be started, reach that address and have "
-            f"the ports between them open ({GLOO} is {os.environ.get(GLOO, 'not set')})"
+            f"the ports between them open ({GLOO} is {os.environ.get(GLOO, 'not set')}); the same command goes on"
         ) from None
 
 
