@@ -94,7 +94,8 @@ def main(nodes: int, cpus: int) -> None:
              "health_check_failure_threshold": 3}  # fmt: skip
     port = free_port()
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": quick, "include_dashboard": True,
-            "dashboard_host": "127.0.0.1", "dashboard_port": port}  # fmt: skip
+            "dashboard_host": "127.0.0.1", "dashboard_port": port,
+            "dashboard_agent_listen_port": free_port()}  # fmt: skip
     made = Cluster(initialize_head=True, head_node_args=head)
     beside = [made.add_node(wait=False, num_cpus=cpus, object_store_memory=STORE_BYTES) for _ in range(nodes)]
     made.wait_for_nodes()

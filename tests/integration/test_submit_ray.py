@@ -76,6 +76,7 @@ def test_pretraining_loses_a_node_and_ends_with_the_same_bits(cluster: RayCluste
     command = submit(cluster, "pretrain", file, "nodes=2")
     saved = tmp_path / "run/checkpoints/latest"
     wait_until(lambda: saved.is_symlink() or command.poll() is not None)
+    assert command.poll() is None, command.communicate()
     killed = cluster.kill_holder("sm_train.pretrain")
     undisturbed = training.write_config(tmp_path / "undisturbed.yaml", shards, **TRAINING)
     assert training.in_ranks(2, lambda: training.train(undisturbed)) == [0, 0]
@@ -95,10 +96,10 @@ def test_pretraining_loses_a_node_and_ends_with_the_same_bits(cluster: RayCluste
 
 def test_a_mistake_ends_the_job_at_once(cluster: RayCluster, tmp_path: Path) -> None:
     file = training.write_config(tmp_path / "run.yaml", training.shard_set(tmp_path / "shards"), target="absent")
-    command = submit(cluster, "pretrain", file, "ranks_per_node=2", "ray.cpus=1")
+    command = submit(cluster, "pretrain", file)
     out, err = command.communicate(timeout=120)
     assert command.returncode == 2, out + err
-    assert out.count("error: ") == 1
+    assert out.count("has no complete target set 'absent'") == 1, out + err
     assert "start 2" not in out
 
 
@@ -108,6 +109,7 @@ def test_precompute_loses_a_node_and_ends_with_the_same_bytes(
     out = tmp_path / "set"
     command = submit(cluster, "precompute", command_file(replace(cfg, actors=2, out=str(out)), tmp_path))
     wait_until(lambda: parts(out) >= 2 or command.poll() is not None)
+    assert command.poll() is None, command.communicate()
     killed = cluster.kill_holder("EncodingActor")
     printed, err = command.communicate(timeout=240)
     assert command.returncode == 0, printed + err
