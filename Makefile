@@ -4,12 +4,20 @@
 # make bench  every figure of docs/benchmarks.md, beside other systems (an hour)
 # make check  format, lint, types
 # make seeds  the demo's training with three seeds, and their spread (make demo first)
+# make wheelhouse                    all packages as wheels, into wheelhouse/, for sites without internet
+# make install WHEELHOUSE=wheelhouse everything from there, with no index at all; the other targets take it too
 # Each installs what it needs into .venv first.
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 # The index torch comes from, if not the default one: a V100 needs a CUDA 12.6 build, a machine without a GPU a CPU build.
 TORCH_INDEX ?=
+# A folder of wheels to install from, with no index; it is made where there is one, by the same Python and architecture.
+WHEELHOUSE ?=
+
+FROM_INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+FROM_WHEELS := $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
+WHEELS := $(or $(WHEELHOUSE),wheelhouse)
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
@@ -19,17 +27,25 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install demo seeds test chaos bench check format clean
+.PHONY: install wheelhouse demo seeds test chaos bench check format clean
 
 install: $(INSTALLED)
 
 $(INSTALLED): requirements.lock pyproject.toml Makefile
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "sm_train needs Python 3.11 or later")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(BIN)/pip install -q --no-deps -r requirements.lock
+	$(BIN)/pip install -q $(or $(FROM_WHEELS),$(FROM_INDEX)) $(TORCH)
+	$(BIN)/pip install -q $(FROM_WHEELS) --no-deps -r requirements.lock
 	$(BIN)/pip install -q --no-index --no-deps --no-build-isolation -e .
 	touch $@
+
+# What comes as source alone is built here, so that nothing is compiled later; setuptools, which builds us, is in the lock.
+wheelhouse:
+	mkdir -p $(WHEELS)
+	$(PYTHON) -m venv $(WHEELS)/.pip
+	$(WHEELS)/.pip/bin/pip wheel -q $(FROM_INDEX) -w $(WHEELS) $(TORCH)
+	$(WHEELS)/.pip/bin/pip wheel -q --no-deps -w $(WHEELS) -r requirements.lock
+	rm -rf $(WHEELS)/.pip
 
 demo: install
 	python -m tools.miniature.corpus configs/miniature/easy.yaml out=runs/demo/corpus

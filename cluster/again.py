@@ -9,6 +9,7 @@ loss of a rank has ended does, SM_MAX_REQUEUES times (3) without progress: for t
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -79,7 +80,9 @@ def main(argv: list[str]) -> None:
     if why := verdict(status, times, limit):
         print(f"not queued again: {why}", flush=True)
         sys.exit(NOT_AGAIN)
-    print(f"queued again: exit code {status}; {times} starts without progress before", flush=True)
+    early = status == 128 + signal.SIGUSR1
+    hint = "; it was signalled before it trained: is --signal too long before the end of --time?" if early else ""
+    print(f"queued again: exit code {status}; {times} starts without progress before{hint}", flush=True)
 
 
 if __name__ == "__main__":

@@ -107,6 +107,10 @@ def _with_absolute_paths(cfg: PrecomputeConfig) -> PrecomputeConfig:
 
 def main(argv: list[str]) -> None:
     cfg = config.load(PrecomputeConfig, argv, "cluster.precompute")
+    if cfg.share:
+        raise UserError(
+            f"share is {cfg.share!r}, but Ray shares the units among actors; set actors, or share to nothing"
+        )
     if cfg.encoder.device == "auto":  # the actors' device, not this process's, belongs to the contract
         if not cfg.actor_gpus and pick_device("auto") == "cuda":
             raise UserError("actor_gpus is 0, but there is a GPU here: set actor_gpus=1, or encoder.device=cpu")

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
+from cluster.doctor.machine import host_bytes
+from cluster.fit import Ranks, require_fits
 from cluster.submission import TRAINING, Job
 from sm_train.data import shards, store
 from sm_train.errors import UserError
@@ -16,6 +20,7 @@ def check(job: Job) -> None:
     if job.stage in TRAINING:
         _check_ranks(job)
         _check_devices(job)
+        _check_memory(job)
     else:
         _check_one_process(job)
     if not job.submit.after and job.home == Path.cwd():  # else another job, or another machine, has them
@@ -46,6 +51,19 @@ def _check_devices(job: Job) -> None:
             f"engine.device is 'cpu' and gpus_per_node {submit.gpus_per_node}, which would stand idle; "
             "set gpus_per_node=0, or engine.device=cuda"
         )
+
+
+def _check_memory(job: Job) -> None:
+    """What is not known of the machine that the job goes to is not judged: cluster.doctor tells it there."""
+    submit, is_here = job.submit, job.submit.to == "local"
+    ranks = Ranks(submit.ranks, submit.ranks_per_node, on_cpu=not submit.gpus_per_node)
+    if ranks.on_cpu:
+        if is_here:
+            require_fits(job.config, None, ranks, host_bytes()[0])
+    elif submit.gpu:
+        require_fits(job.config, submit.gpu, ranks)
+    elif is_here and torch.cuda.is_available():
+        require_fits(job.config, float(torch.cuda.get_device_properties(0).total_memory), ranks, host_bytes()[0])
 
 
 def _check_one_process(job: Job) -> None:

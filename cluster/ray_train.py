@@ -11,30 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import signal
-import sys
-import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.desk import Desk, News
+from cluster.desk import Desk
 from cluster.precompute import require_reachable
-from cluster.ranks import code_first, how
-from cluster.ray_api import amounts
-from cluster.train_node import GRACE_S, NodeJob, train_node
+from cluster.ranks import code_first
+from cluster.ray_driver import Driver, Stop
+from cluster.train_node import NodeJob, train_node
 from sm_train import config
-from sm_train.errors import LOST, STOPPED, UserError, exit_hard, printable, run_command
+from sm_train.errors import UserError, exit_hard, run_command
 from sm_train.pretrain import PretrainConfig
 from sm_train.tune import TuneConfig
 
 SCHEMAS: dict[str, Any] = {"pretrain": PretrainConfig, "tune": TuneConfig}
 USAGE = "usage: python -m cluster.ray_train pretrain|tune CONFIG nodes=N ranks_per_node=M gpus_per_node=K [key=value]"
-_TURN_S = 0.5
-_SAY_S = 30.0  # of waiting for places, before it is said
-_SAY_AGAIN_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -81,18 +75,6 @@ def read(argv: list[str]) -> tuple[RanksConfig, Any, list[str]]:
     )
 
 
-class Stop:
-    """Tells when this process has been asked to end: by SIGTERM, as of ``ray job stop``, or by ctrl-c."""
-
-    def __init__(self) -> None:
-        self.asked_at: float | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._came)
-
-    def _came(self, number: int, frame: Any) -> None:
-        self.asked_at = self.asked_at or time.monotonic()
-
-
 def connect() -> Any:
     """Join the cluster that RAY_ADDRESS names; returns the module ray.
 
@@ -130,81 +112,6 @@ def make_trainer(asked: RanksConfig, resources: dict[str, float], folder: Path, 
     again = FailureConfig(max_failures=asked.max_restarts)
     run = RunConfig(name="ray_train", storage_path=str(folder), failure_config=again)
     return DataParallelTrainer(partial(train_node, job), scaling_config=scaling, run_config=run)
-
-
-class Driver:
-    """Prints what rank 0 prints and what becomes of the others, and passes a stop on.
-
-    Args:
-        resources: what each node is to have free.
-        desk: the handle of a :class:`~cluster.desk.Desk`.
-    """
-
-    def __init__(self, asked: RanksConfig, resources: dict[str, float], ray: Any, desk: Any, stop: Stop) -> None:
-        self._asked, self._resources, self._ray, self._desk, self._stop = asked, resources, ray, desk, stop
-        self._attempt, self._idle_since, self._said_at = 0, time.monotonic(), 0.0
-        self._is_told = False
-
-    def follow(self, fit: Future[Any]) -> int:
-        """Stay until all is over; returns the code to end with."""
-        from ray.train import WorkerGroupError
-
-        while not fit.done():
-            now = time.monotonic()
-            if (asked_at := self._stop.asked_at) and not self._is_told:
-                self._desk.stop.remote()
-                self._is_told = True
-                say(f"asked to stop: ranks have {self._asked.stop_s:g} s to save in")
-            news = self._show()
-            self._idle_since = now if news.is_running else self._idle_since
-            if asked_at and now > max(self._idle_since, asked_at) + GRACE_S * 2:
-                say("stopped while no rank was at work")
-                return STOPPED
-            if asked_at and now > asked_at + self._asked.stop_s + GRACE_S * 2:
-                say("ranks that had not saved in time are left to be killed")
-                return STOPPED
-            self._say_what_is_missing(now)
-            time.sleep(_TURN_S)
-        self._show()
-        try:
-            return int(fit.result().return_value)
-        except WorkerGroupError as error:
-            why = "; ".join(f"node {node}: {one}" for node, one in sorted(error.worker_failures.items()))
-            say(f"error: ranks were lost {self._attempt} times, max_restarts is {self._asked.max_restarts}; {why}")
-            return STOPPED if self._is_told else LOST
-
-    def _show(self) -> News:
-        news: News = self._ray.get(self._desk.news.remote())
-        sys.stdout.buffer.write(news.output)
-        sys.stdout.flush()
-        for code in sorted({code for code, _ in news.ended.values()}):
-            ranks = sorted(rank for rank, (other, _) in news.ended.items() if other == code)
-            if code != STOPPED:
-                more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
-                say(f"rank {', '.join(map(str, ranks[:8]))}{more}: {how(code)}")
-            if 0 not in ranks and code not in (STOPPED, LOST):  # rank 0's words have been printed
-                say("\n".join(f"rank {ranks[0]}: {printable(line)}" for line in news.ended[ranks[0]][1].splitlines()))
-        if news.attempt > self._attempt:
-            if self._attempt:
-                say(f"start {news.attempt} of the ranks (max_restarts is {self._asked.max_restarts})")
-            self._attempt = news.attempt
-        return news
-
-    def _say_what_is_missing(self, now: float) -> None:
-        """Say what is waited for, while ranks have no places."""
-        if now < self._idle_since + _SAY_S or now < self._said_at + _SAY_AGAIN_S:
-            return
-        self._said_at = now
-        alive = [amounts(node["Resources"]) for node in self._ray.nodes() if node["Alive"]]
-        say(
-            f"waiting for {self._asked.nodes} nodes with {amounts(self._resources)} free on each; the cluster has "
-            f"{len(alive)} nodes ({'; '.join(sorted(alive))}), in all {amounts(self._ray.available_resources())} free"
-        )
-
-
-def say(text: str) -> None:
-    """Print a line of the driver's own."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def make_desk(ray: Any, ranks: int) -> Any:

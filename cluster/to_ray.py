@@ -20,7 +20,7 @@ import yaml
 from cluster import ray_api
 from cluster.ray_train import RanksConfig
 from sm_train import config, files
-from sm_train.errors import UserError
+from sm_train.errors import STOPPED, UserError
 
 if TYPE_CHECKING:
     from cluster.submission import Job
@@ -173,11 +173,11 @@ def send(job: Job) -> None:
 
 
 async def _follow(client: Any, name: str) -> int:
-    """Print a job's output to its end; its exit code, 1 where it has none."""
+    """Print a job's output to its end; its exit code; 75 of one that was stopped."""
     async for text in client.tail_job_logs(name):
         print(text, end="", flush=True)
     while not (status := client.get_job_status(name)).is_terminal():
         await asyncio.sleep(1)
     code = client.get_job_info(name).driver_exit_code
     print(f"{name}: {status.value.lower()}", file=sys.stderr, flush=True)
-    return 0 if status.value == "SUCCEEDED" else int(code or 1)
+    return {"SUCCEEDED": 0, "STOPPED": STOPPED}.get(status.value, int(code or 1))

@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,6 +65,9 @@ def _read(path: Path) -> DictConfig:
 def _override(word: str) -> DictConfig:
     if not word.partition("=")[0] or "=" not in word:
         raise UserError(f"override {word!r} is not of the form key=value")
+    name, _, value = word.partition("=")
+    if re.fullmatch(r"[-+]?\d+(:\d+)+", value):  # 8:00:00 is no number of base 60, as YAML has it
+        word = f"{name}='{value}'"
     try:
         return OmegaConf.from_dotlist([word])
     except (OmegaConfBaseException, YAMLError, ValueError) as error:

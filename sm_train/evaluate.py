@@ -8,7 +8,7 @@ Writes results.json, hypotheses.jsonl and report.html into the run folder.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +106,8 @@ def _described(cfg: EvaluateConfig, trained: Sequence[Trained]) -> dict[str, Any
     }
     digests = {name: file_digest(path) if path.is_file() else "" for name, path in paths.items()}
     weights = {one.name: file_digest(one.folder / "mapper.safetensors") for one in trained}
-    return {"config": config.fingerprint(cfg), "mappers": weights, **digests}
+    asked = replace(cfg, llm=replace(cfg.llm, stage_to=None))
+    return {"config": config.fingerprint(asked), "mappers": weights, **digests}
 
 
 def _evaluate(cfg: EvaluateConfig, folder: Path, trained: Sequence[Trained]) -> None:

@@ -83,6 +83,7 @@ class TuneConfig:
     target: str = config.key(config.REQUIRED, "name of the LLM's target set in it, with tasks (cluster.retarget)")
     llm: str | None = config.key(None, "folder or hub repository; null takes the LLM that the targets came from")
     llm_revision: str | None = config.key(None, "hub revision of llm")
+    llm_stage_to: str | None = config.key(None, "folder on each node's own disk: the LLM is copied there first")
     placement: str = config.key(
         "zero3", "the LLM's weights: zero3 (partitioned over the ranks) | replicated (engine decides the mapper's) | "
         "offload (partitioned, waiting in host memory)"
@@ -155,9 +156,10 @@ def run(cfg: TuneConfig) -> Engine | None:
     validation = _validation(cfg, items.speech, chat)
     mixture = ", ".join(f"{name} {share:g}" for name, share in cfg.shares.items())
     size = f"{mapper.num_parameters:,} parameters, {len(items)} instructions ({mixture})"
+    near = llm.staged(cfg.llm_stage_to)
     engine = start.make_agreed_engine(cfg.placed, batch.lanes, folder, resumed, contract)
     with engine.building():
-        objective.llm = load_model(llm.path, llm.revision, _DTYPES[cfg.engine.precision])
+        objective.llm = load_model(llm.path, llm.revision, _DTYPES[cfg.engine.precision], copy=near)
     if cfg.checkpoint_activations:  # each layer's input is kept, the rest computed again in the backward
         objective.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     engine.prepare(objective, mapper, resumed.state if resumed else None)

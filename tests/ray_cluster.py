@@ -26,15 +26,16 @@ class RayCluster:
 
     Args:
         folder: for its token, and for what it says.
+        env: variables of all its processes.
     """
 
-    def __init__(self, folder: Path, nodes: int, cpus: int) -> None:
+    def __init__(self, folder: Path, nodes: int, cpus: int, **env: str) -> None:
         (folder / "token").write_text(TOKEN)
         self.auth = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(folder / "token")}
         with (folder / "cluster.log").open("w") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tests.ray_cluster", str(nodes), str(cpus)], cwd=ROOT, text=True,
-                env=child_env(**self.auth, RAY_USAGE_STATS_ENABLED="0"), stdin=subprocess.PIPE,
+                env=child_env(**env, **self.auth, RAY_USAGE_STATS_ENABLED="0"), stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, stderr=log,
             )  # fmt: skip
         assert self._process.stdin
@@ -46,18 +47,20 @@ class RayCluster:
         self.raylets = [psutil.Process(pid) for pid in told["raylets"]]
         self._all = psutil.Process(self._process.pid)
 
-    def kill_holder(self, words: str) -> psutil.Process:
-        """Kill a raylet that has a process whose command line holds ``words`` among its descendants."""
+    def kill_holder(self, words: str) -> list[psutil.Process]:
+        """Kill a raylet below which some process has ``words`` on its command line; it, and all that were below it."""
         for raylet in self.raylets:
-            if any(words in " ".join(one.cmdline()) for one in alive(raylet)):
-                raylet.kill()
+            found = below(raylet)
+            if any(words in " ".join(one.cmdline()) for one in found):
+                assert self._process.stdin
+                print(raylet.pid, file=self._process.stdin, flush=True)
                 self.raylets.remove(raylet)
-                return raylet
+                return [raylet, *found]
         raise AssertionError(f"no raylet has {words}")
 
     def close(self) -> list[str]:
         """End everything; the command lines of what had to be killed."""
-        everything = alive(self._all)
+        everything = below(self._all)
         assert self._process.stdin
         self._process.stdin.close()
         with suppress(subprocess.TimeoutExpired):
@@ -69,17 +72,25 @@ class RayCluster:
         return [str(one) for one in left]
 
 
-def alive(process: psutil.Process) -> list[psutil.Process]:
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it has not ended; one whose code nobody has asked for has."""
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def below(process: psutil.Process) -> list[psutil.Process]:
     """A process's descendants."""
     with suppress(psutil.NoSuchProcess):
-        return [one for one in process.children(recursive=True) if one.is_running()]
+        return [one for one in process.children(recursive=True) if is_alive(one)]
     return []
 
 
 def main(nodes: int, cpus: int) -> None:
     from ray.cluster_utils import Cluster
 
-    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 500,
+    # A raylet that was killed refuses the connection: only one that is merely slow is given the whole timeout.
+    quick = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_timeout_ms": 5000,
              "health_check_failure_threshold": 3}  # fmt: skip
     port = free_port()
     head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "_system_config": quick, "include_dashboard": True,
@@ -87,10 +98,13 @@ def main(nodes: int, cpus: int) -> None:
     made = Cluster(initialize_head=True, head_node_args=head)
     beside = [made.add_node(wait=False, num_cpus=cpus, object_store_memory=STORE_BYTES) for _ in range(nodes)]
     made.wait_for_nodes()
-    raylets = [one.all_processes["raylet"][0].process.pid for one in beside]
-    told = {"address": made.address, "dashboard": f"http://127.0.0.1:{port}", "raylets": raylets}
+    raylets = [one.all_processes["raylet"][0].process for one in beside]
+    told = {"address": made.address, "dashboard": f"http://127.0.0.1:{port}", "raylets": [one.pid for one in raylets]}
     print(json.dumps(told), flush=True)
-    sys.stdin.read()
+    for line in sys.stdin:
+        (raylet,) = (one for one in raylets if one.pid == int(line))
+        raylet.kill()
+        raylet.wait()  # else it would stay a zombie, and its workers would take it for alive
     made.shutdown()
 
 

@@ -12,44 +12,49 @@ written over finds that at its next heartbeat or write. No storage can look at a
 stopped between its last look and the write of ``dataset.json`` writes it late. But all of a set follows from its
 contract: what comes late, and what actors of an old driver still write, are the bytes that the new driver writes too.
 Leases go when a driver leaves; those of a killed one stay, hidden, until the next run of its command.
+
+Shares of a set are held likewise, each by a lease of its own below ``.owner-shares``: beside each other, never beside
+the one driver of the set. Either kind writes its lease first and then looks for the other, so of two that start at once
+at least one sees the other, and leaves. Who finds the other kind's leases dead removes them, which stops a holder that
+wakes up later.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any
 
 from sm_train import files
-from sm_train.data import processes, store
+from sm_train.data import leases, processes, store
 from sm_train.data.store import Guarded, Place, Store
 from sm_train.errors import UserError
 
-FOLDER = ".owner"
+FOLDER, SHARES = leases.FOLDER, leases.SHARES
 BEAT_S = 3.0
-_MISSED = 3  # heartbeats, after which a holder is taken for dead
 _SIGNAL = signal.SIGUSR2  # from the heartbeat's thread to the main one
 
 
 @contextmanager
-def hold(place: Place) -> Iterator[Store]:
+def hold(place: Place, share: str = "") -> Iterator[Store]:
     """Be the one driver of a set; what is written through the yielded store is written as its holder, or not at all.
 
     When another driver has taken over, the main thread, if it is the one that holds, is stopped where it stands.
 
+    Args:
+        share: hold this share, as "0/3", beside the holders of others.
+
     Raises:
-        UserError: another driver is at work in the set; or, later, another one has taken over.
+        UserError: another driver is at work in the set, or one of its shares, or in the same share; or, later, another
+            one has taken over.
     """
-    lease = _take(store.at(place))
+    lease = _take_share(store.at(place), share) if share else _take_set(store.at(place))
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(_SIGNAL, lease.stop_here) if is_main else None
     try:
@@ -68,14 +73,14 @@ def hold(place: Place) -> Iterator[Store]:
 
 def is_left(place: Place) -> bool:
     """Whether a driver is at work in a set, or was killed there."""
-    return store.at(place).exists(FOLDER)
+    return any(store.at(place).exists(folder) for folder in (FOLDER, SHARES))
 
 
 class Lease:
-    """A number in a set, and the thread that keeps it."""
+    """A number in a folder of leases, and the thread that keeps it."""
 
-    def __init__(self, place: Store, number: int, data: bytes) -> None:
-        self.place, self.number, self._data = place, number, data
+    def __init__(self, place: Store, folder: str, number: int, data: bytes) -> None:
+        self.place, self.folder, self.number, self._data = place, folder, number, data
         self._lost = ""
         self._over = threading.Event()
         self._ending = threading.Lock()
@@ -94,14 +99,15 @@ class Lease:
         self._thread.join()
 
     def require(self) -> None:
-        """Raise a UserError unless this is still the highest lease of the set."""
+        """Raise a UserError unless this is still the highest lease of its folder."""
         if not self._lost:
-            numbers = _numbers(self.place)
-            if not numbers or numbers[-1] != self.number or _read(self.place, self.number) != self._data:
-                by = _read(self.place, numbers[-1]) if numbers else None
+            numbers = leases.numbers(self.place, self.folder)
+            own = leases.read(self.place, self.folder, self.number)
+            if not numbers or numbers[-1] != self.number or own != self._data:
+                by = leases.read(self.place, self.folder, numbers[-1]) if numbers else None
                 self._lost = (
-                    f"{self.place.uri}: another driver has taken over{_named(by)}, as this one gave no sign of life "
-                    f"for {_MISSED * BEAT_S:g} s; this one leaves the set to it"
+                    f"{self.place.uri}: another driver has taken over{leases.named(by)}, as this one gave no sign of "
+                    f"life for {leases.MISSED * BEAT_S:g} s; this one leaves the set to it"
                 )
         if self._lost:
             raise UserError(self._lost)
@@ -112,9 +118,9 @@ class Lease:
             raise UserError(self._lost)
 
     def give_up(self) -> None:
-        """Remove every trace of leases, unless the set has another holder."""
+        """Remove every trace of leases in the folder, unless there is another holder."""
         self.require()
-        self.place.remove(FOLDER)
+        self.place.remove(self.folder)
 
     def _keep(self) -> None:
         count = 0
@@ -123,7 +129,7 @@ class Lease:
                 if count:
                     self.require()
                 count += 1
-                self.place.write(_beat(self.number), str(count).encode())
+                self.place.write(leases.beat(self.folder, self.number), str(count).encode())
             except (UserError, OSError):
                 with self._ending:
                     if self._lost and self._wake and not self._over.is_set():
@@ -132,84 +138,52 @@ class Lease:
                     return
 
 
-def _take(place: Store) -> Lease:
+def _take_set(place: Store) -> Lease:
+    dead = _refuse_living(place, leases.shares(place))
+    lease = _take(place, FOLDER)
+    try:
+        _refuse_living(place, leases.shares(place) - dead)
+        if place.exists(SHARES):
+            place.remove(SHARES)
+    except BaseException:
+        with suppress(UserError, OSError):
+            lease.give_up()
+        raise
+    return lease
+
+
+def _take_share(place: Store, share: str) -> Lease:
+    dead = _refuse_living(place, leases.last(place, FOLDER))
+    lease = _take(place, leases.of_share(share))
+    try:
+        _refuse_living(place, leases.last(place, FOLDER) - dead)
+        if dead:
+            with suppress(FileNotFoundError):  # another share was faster
+                place.remove(FOLDER)
+    except BaseException:
+        with suppress(UserError, OSError):
+            lease.give_up()
+        raise
+    return lease
+
+
+def _take(place: Store, folder: str) -> Lease:
     while True:
-        numbers = _numbers(place)
-        last = numbers[-1] if numbers else 0
-        if last:
-            _require_dead(place, last)
+        last = max((number for _, number in _refuse_living(place, leases.last(place, folder))), default=0)
         facts = {
             "host": socket.gethostname(), "pid": os.getpid(), "process": processes.own(), "beat_s": BEAT_S,
             "began": datetime.now(UTC).isoformat(timespec="microseconds"), "command": shlex.join(sys.argv),
         }  # fmt: skip
-        lease = Lease(place, last + 1, files.json_bytes(facts))
+        lease = Lease(place, folder, last + 1, files.json_bytes(facts))
         with suppress(FileNotFoundError):  # the folder of leases was just removed
-            if place.write_new(_lease(last + 1), lease._data):
+            if place.write_new(leases.file(folder, last + 1), lease._data):
                 with suppress(UserError):
                     lease.require()
                     return lease
-                raise UserError(f"{place.uri}: another driver started at the same moment; this one leaves it the set")
+                raise UserError(
+                    f"{place.uri}: {leases.holder(folder)} started at the same moment; this one leaves it the set"
+                )
 
 
-def _require_dead(place: Store, number: int) -> None:
-    """Return once a lease's holder is gone: its process has ended, or it has missed its heartbeats.
-
-    Raises:
-        UserError: it is at work.
-    """
-    data = _read(place, number)
-    facts = _facts(data)
-    if data is None or processes.is_gone(str(facts.get("process", ""))):
-        return
-    first, end = _read_beat(place, number), time.monotonic() + _MISSED * float(facts.get("beat_s", BEAT_S))
-    while time.monotonic() < end:
-        time.sleep(float(facts.get("beat_s", BEAT_S)) / 4)
-        if _read(place, number) is None:
-            return
-        if _read_beat(place, number) != first:
-            raise UserError(
-                f"{place.uri}: another driver is at work there{_named(data)}; wait for its end, or stop it (on its "
-                "host: kill PID) and run this command again"
-            )
-
-
-def _numbers(place: Store) -> list[int]:
-    names = [name.removesuffix(".json") for name in place.names(FOLDER) if name.endswith(".json")]
-    return sorted(int(name) for name in names if name.isdigit())
-
-
-def _read(place: Store, number: int) -> bytes | None:
-    """A lease's bytes; None if it is gone."""
-    return _bytes(place, _lease(number))
-
-
-def _read_beat(place: Store, number: int) -> bytes | None:
-    return _bytes(place, _beat(number))
-
-
-def _bytes(place: Store, name: str) -> bytes | None:
-    try:
-        return place.read(name)
-    except store.Absent:
-        return None
-
-
-def _facts(data: bytes | None) -> dict[str, Any]:
-    try:
-        facts = json.loads(data or b"{}")
-    except ValueError:
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
-def _named(data: bytes | None) -> str:
-    facts = _facts(data)
-    return f" (host {facts.get('host')}, pid {facts.get('pid')}, since {facts.get('began')})" if facts else ""
-
-
-def _lease(number: int) -> str:
-    return f"{FOLDER}/{number:06d}.json"
-
-
-def _beat(number: int) -> str:
-    return f"{FOLDER}/{number:06d}.beat"
+def _refuse_living(place: Store, some: leases.Leases) -> leases.Leases:
+    return leases.refuse_living(place, some, BEAT_S)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from sm_train.data import mds
+from sm_train.data import arrival, mds
 from sm_train.data.mirror import Mirror
 from sm_train.errors import UserError
 
@@ -102,6 +102,8 @@ class Samples:
                     reason = f"their xxh3 is {found}, not {committed}"
                 except (OSError, ValueError) as error:
                     reason = str(error)
+                    if self.mirror is None and attempt == 0:
+                        arrival.wait_for(self._base / name)
                 self._forget(name)
         place = f"{self.mirror.uri}/{name}, fetched to {self.root}" if self.mirror else f"{self.root / name}"
         raise UserError(

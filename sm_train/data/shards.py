@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sm_train import config, files
-from sm_train.data import mds, mds_writer, store
+from sm_train.data import arrival, mds, mds_writer, store
 from sm_train.data.joined import Joined
 from sm_train.data.store import Place, Store
 from sm_train.errors import UserError
@@ -33,21 +33,29 @@ SUBMITTED = "submitted"
 """What a submission keeps in the folder of what it makes (cluster.submission); no part of the set."""
 _PART = "part-"
 _READERS = 16  # small files fetched at once
+_STRINGS = [(name, pa.string()) for name in ("id", "reason", "detail")]
+_QUARANTINE_SCHEMA = pa.schema([*_STRINGS, ("attempts", pa.int32())])
 
 
-def open_set(root: Place, contract: Mapping[str, Any]) -> None:
+def open_set(root: Place, contract: Mapping[str, Any], *, beside_others: bool = False) -> None:
     """Start or continue a set: once there is a part, its contract must stay the same.
+
+    Args:
+        beside_others: several may open the set at once; the first one's contract counts, parts or not.
 
     Raises:
         UserError: the folder holds a set with another contract, or something that is no set.
     """
     place = store.at(root)
-    names = place.names()
-    if CONTRACT in names and parts_of(place):
+    names = {*place.names()} - {SUBMITTED}
+    if beside_others and not names:
+        place.write_new(CONTRACT, files.json_bytes(contract))
+        names = {CONTRACT}
+    if CONTRACT in names and (beside_others or parts_of(place)):
         found = files.parse_object(place.read(CONTRACT), f"{place.uri}/{CONTRACT}")
         require_same(dict(contract), found, place.uri, "give another folder, or remove this one")
         return
-    if CONTRACT not in names and {*names} - {SUBMITTED}:
+    if CONTRACT not in names and names:
         raise UserError(
             f"folder {place.uri} is not empty and holds no shard set ({CONTRACT} is missing); give another folder"
         )
@@ -190,7 +198,7 @@ def commit(root: Place, parts: Sequence[str], contract: Mapping[str, Any], table
 def _join(place: Store, parts: Sequence[str]) -> Joined:
     found, facts = Joined(place.uri), dict[str, Any]()
     with ThreadPoolExecutor(_READERS) as pool:
-        read = pool.map(lambda part: (place.read(f"{part}/{DONE}"), place.read(f"{part}/index.json")), parts)
+        read = pool.map(lambda part: (place.read(f"{part}/{DONE}"), _read_index(place, part)), parts)
         for part, (done_bytes, index_bytes) in zip(parts, read, strict=True):
             where = f"{place.uri}/{part}"
             done = _done(done_bytes, where)
@@ -201,9 +209,10 @@ def _join(place: Store, parts: Sequence[str]) -> Joined:
     return found
 
 
-_QUARANTINE_SCHEMA = pa.schema(
-    [("id", pa.string()), ("reason", pa.string()), ("detail", pa.string()), ("attempts", pa.int32())]
-)
+def _read_index(place: Store, part: str) -> bytes:
+    if "://" not in place.uri:
+        arrival.wait_for(Path(place.uri) / part / "index.json")
+    return place.read(f"{part}/index.json")
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -224,7 +233,7 @@ def read_table(root: Path, table_name: str) -> pa.Table:
     again = f"remove {root / DATASET} and run the command that made the set again (its parts stay)"
     if hashes is None:
         raise UserError(f"{root / DATASET} has no table_hashes: an older version wrote it; {again}")
-    if not isinstance(hashes, dict) or not path.is_file() or mds.file_digest(path) != hashes.get(table_name):
+    if not isinstance(hashes, dict) or not arrival.wait_for(path) or mds.file_digest(path) != hashes.get(table_name):
         raise UserError(f"{path} is missing or not the table that was committed; restore it, or {again}")
     return read_parquet(path)
 

@@ -169,7 +169,7 @@ class Folder:
             if path.parent.is_dir():
                 files.sync(path.parent)  # what is written next must not come back beside it
             return
-        aside = self.scratch(f"removed-{name}")
+        aside = self.scratch(f"removed-{name.replace('/', '-')}")
         os.rename(path, aside)
         shutil.rmtree(aside)
 

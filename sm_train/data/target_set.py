@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sm_train import files
-from sm_train.data import shards
+from sm_train.data import arrival, shards
 from sm_train.data.hashing import tensors_hash
 from sm_train.data.samples import TOKENS, Samples
 from sm_train.errors import UserError
@@ -122,6 +122,7 @@ class TargetSet(TargetTable):
                 f"{self.root} does not cover the last {behind} of {len(utterances)} utterances, which are left out; "
                 "to have them run precompute or cluster.retarget again with this LLM"
             )
+        arrival.wait_for(self.root / EMBEDDING)
         try:
             tensors = load_file(self.root / EMBEDDING)
         except (SafetensorError, OSError, ValueError, KeyError):  # its header is damaged
@@ -153,6 +154,7 @@ def read_tokenizer(path: Path) -> Any:
     Raises:
         UserError: the file is not what a tokenizer wrote.
     """
+    arrival.wait_for(path)
     try:
         return tokenizers.Tokenizer.from_file(str(path))
     except Exception as error:  # the library knows no other

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -10,6 +12,34 @@ from typing import Any
 from sm_train import config
 from sm_train.models.speech import ENCODER_FRAME_RATE_HZ, EncoderConfig, pick_device
 from sm_train.models.targets import TargetConfig
+from sm_train.records import Unit
+
+
+@dataclass(frozen=True)
+class Share:
+    """One of so many shares of a set's units, which processes beside each other encode."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def of(cls, text: str) -> Share:
+        """What "0/3" stands for.
+
+        Raises:
+            ValueError: it is not of that form, or there is no such share.
+        """
+        found = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+        if not found or not int(found[1]) < int(found[2]):
+            raise ValueError(f"share is {text!r}; it must be I/N with I from 0 to N - 1, as 0/3, 1/3 and 2/3")
+        return cls(int(found[1]), int(found[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.count}"
+
+    def of_units(self, units: Sequence[Unit]) -> list[Unit]:
+        """Its own of all units of a set."""
+        return [unit for unit in units if unit.index % self.count == self.index]
 
 
 @dataclass(frozen=True)
@@ -33,6 +63,9 @@ class PrecomputeConfig:
     )
     requeue: bool = config.key(False, "run quarantined utterances again, after their audio was mended")
     log: str = config.key("auto", "file of measurements, a line a unit; auto: log.jsonl in a local set's folder | none")
+    share: str | None = config.key(
+        "", "sm_train.precompute: encode only these units, as 0/3 for the first of three processes beside each other"
+    )
     threads: int = config.key(1, "CPU threads of one encoder; part of the contract, as it moves last bits")
     decode_workers: int = config.key(1, "processes that decode audio beside one encoder")
     decode_timeout_s: float = config.key(60.0, "a decoder that is at one utterance for longer is ended")
@@ -57,6 +90,12 @@ class PrecomputeConfig:
         ):  # fmt: skip
             if not least <= getattr(self, name) <= most:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be between {least:g} and {most:g}")
+        if self.share:
+            Share.of(self.share)
+            if self.requeue:
+                raise ValueError(
+                    f"share is {self.share!r} and requeue is true; run quarantined utterances without share"
+                )
 
 
 def describe(cfg: PrecomputeConfig, manifest_hash: str) -> dict[str, Any]:

@@ -30,13 +30,18 @@ def resolve(path: str, revision: str | None, what: str) -> Path:
         return folder
     if path.startswith((".", "/", "~")) or path.count("/") != 1:
         raise UserError(f"{what} {path}: the folder does not exist")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
         return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        if constants.HF_HUB_OFFLINE:
+            raise UserError(
+                f"{what} {path}: neither a folder here nor in the hub's cache, and HF_HUB_OFFLINE is set; fetch it "
+                "with python -m tools.fetch CONFIG --to DIR on a machine with internet, and name the folder instead"
+            ) from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"{what} {path}: neither a folder here nor to be had from the hub ({reason})") from None
 
 

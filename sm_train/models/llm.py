@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from sm_train.errors import UserError
 from sm_train.models import checkpoints
 from sm_train.models.embedding import require_embeddings
 from sm_train.models.speech import device_here
+from sm_train.models.staging import stage
 from sm_train.models.tokenizer import Tokenizer, read_tokenizer
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -33,14 +35,20 @@ class LlmConfig:
     dtype: str = config.key("float32", "float32 | bfloat16 | float16")
     device: str = config.key("auto", "auto | cpu | cuda")
     device_map: str | None = config.key(None, "auto spreads the layers over the GPUs of one node")
+    stage_to: str | None = config.key(None, "folder on the node's own disk: the LLM is copied there first, once a node")
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise ValueError(f"llm.dtype is {self.dtype!r}; it must be one of {', '.join(DTYPES)}")
 
 
-def load_model(path: str, revision: str | None, dtype: str, device_map: str | None = None) -> Any:
+def load_model(
+    path: str, revision: str | None, dtype: str, device_map: str | None = None, copy: Path | None = None
+) -> Any:
     """The causal LM of a folder or hub repository, frozen, in evaluation mode; on the CPU unless a map says otherwise.
+
+    Args:
+        copy: a folder with the same files, to read them from.
 
     Raises:
         UserError: it cannot be loaded.
@@ -49,7 +57,7 @@ def load_model(path: str, revision: str | None, dtype: str, device_map: str | No
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    folder = checkpoints.resolve(path, revision, "LLM")
+    folder = copy or checkpoints.resolve(path, revision, "LLM")
     how: dict[str, Any] = {"dtype": getattr(torch, dtype), "use_safetensors": True, "trust_remote_code": False}
     if device_map:
         how["device_map"] = device_map
@@ -87,6 +95,10 @@ class TargetsLlm:
         self.num_embeddings = require_embeddings(self.folder, self.targets)
         tokenizer.warn_of_pad()
         return Chat(tokenizer.inner)
+
+    def staged(self, to: str | None) -> Path:
+        """The folder to load it from: a copy on the node's own disk, or its own; see :func:`staging.stage`."""
+        return stage(self.folder, to)
 
     def facts(self) -> dict[str, Any]:
         """What a run against it must go on with."""
@@ -136,7 +148,7 @@ class FrozenLlm:
         folder = checkpoints.resolve(cfg.path, cfg.revision, "LLM")
         self.tokenizer, self.fingerprint = read_tokenizer(folder), checkpoints.fingerprint(folder)
         self.chat = Chat(self.tokenizer)
-        self.model = load_model(cfg.path, cfg.revision, cfg.dtype, cfg.device_map)
+        self.model = load_model(cfg.path, cfg.revision, cfg.dtype, cfg.device_map, stage(folder, cfg.stage_to))
         if not cfg.device_map:
             self.model.to(device_here(cfg.device))
         self.embeddings = self.model.get_input_embeddings()

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from sm_train import files
+from sm_train.data import arrival
 from sm_train.data.mds import file_digest
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
@@ -118,9 +119,11 @@ def load(folder: Path) -> Checkpoint:
     Raises:
         UserError: it is not a whole checkpoint.
     """
+    arrival.wait_for(folder / STATE)
     try:
         saved = files.read_json(folder / STATE)
         for name, digest in saved.get("files", {}).items():
+            arrival.wait_for(folder / name)
             if file_digest(folder / name) != digest:
                 raise OSError(f"the bytes of {name} are not those that were written")
         weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
@@ -156,7 +159,7 @@ def best(run: Path) -> Path | None:
     The newest, too, where a save was killed that was to replace the best one; the run's next attempt makes it again.
     """
     found = _pointed(run / "checkpoints" / "best")
-    return found if found is not None and found.exists() else latest(run)
+    return found if found is not None and arrival.wait_for(found / STATE) else latest(run)
 
 
 def require_unmoved(run: Path, global_step: int) -> None:
@@ -176,11 +179,13 @@ def find(path: Path, name: str = "best") -> Path:
     Raises:
         UserError: there is none.
     """
-    if (path / WEIGHTS).exists():
+    if (path.is_symlink() and arrival.wait_for(path / WEIGHTS)) or (path / WEIGHTS).exists():
         return path
     if not path.exists():
         raise UserError(f"run {path} does not exist")
     found = {"best": best, "latest": latest}.get(name, lambda _run: Path(name))(path)
+    if name in ("best", "latest") and found is not None:
+        arrival.wait_for(found / WEIGHTS)
     if found is None or not (found / WEIGHTS).exists():
         raise UserError(f"run {path} has no checkpoint {name!r}; train it first, or name a checkpoint folder")
     return found

@@ -119,7 +119,7 @@ def test_evaluation_writes_its_files_once(job: Path) -> None:
     assert "data:audio/" in page
     assert "<svg" in page
     stamp = (job / "run" / "results.json").stat().st_mtime_ns
-    second = builders.run_module("sm_train.evaluate", job / "config.yaml")
+    second = builders.run_module("sm_train.evaluate", job / "config.yaml", "llm.stage_to=/nowhere")
     assert "evaluated already" in second.stdout
     assert (job / "run" / "results.json").stat().st_mtime_ns == stamp
 

@@ -112,6 +112,20 @@ def test_a_remote_set_is_the_local_one_and_trains_alike(
         assert np.array_equal(np.asarray(one), np.asarray(other))
 
 
+def test_shares_of_a_remote_set_are_encoded_beside_each_other(
+    small: PrecomputeConfig, local: Path, server: fs.S3FileSystem, tmp_path: Path
+) -> None:
+    file = command_file(remote(small), tmp_path)
+    shares = [driver([str(file), f"share={i}/2"], tmp_path / f"said-{i}") for i in range(2)]
+    for process in shares:
+        process.join(120)
+    said = [(tmp_path / f"said-{i}").read_text() for i in range(2)]
+    assert [process.exitcode for process in shares] == [0, 0], said
+    assert sum(f"all 5 are there; now: python -m sm_train.precompute {file}\n" in one for one in said) >= 1
+    run(remote(small), lambda cfg, units: pytest.fail("no part needs encoding"))
+    assert found(server) == hashes(local)
+
+
 def test_an_object_that_is_absent_is_quarantined_and_a_bucket_that_is_stops_the_job(
     small: PrecomputeConfig, server: fs.S3FileSystem
 ) -> None:

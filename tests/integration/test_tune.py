@@ -219,8 +219,10 @@ def copy_of(stopped: Path, folder: Path, world: Path, shard_folder: Path) -> Pat
 def test_a_killed_run_goes_on_bit_equal(
     stopped_run: Path, zero_run: Path, world: Path, shard_folder: Path, tmp_path: Path
 ) -> None:
-    path = copy_of(stopped_run, tmp_path, world, shard_folder)
-    assert training.in_ranks(2, lambda: tuning.train(path)) == [0, 0]
+    """Also where each node reads the LLM from its own disk from then on."""
+    path, local = copy_of(stopped_run, tmp_path, world, shard_folder), tmp_path / "scratch"
+    assert training.in_ranks(2, lambda: tuning.train(path, f"llm_stage_to={local}")) == [0, 0]
+    assert len(list(local.glob("*/staged.json"))) == 1
     training.assert_equal(
         *(training.tensors_of(run / "checkpoints/latest") for run in (tmp_path / "resumed", zero_run))
     )
@@ -256,7 +258,7 @@ def fails(path: Path, *words: str) -> str:
     """What the command prints where it ends with exit code 2; the LLM is not loaded."""
     out = path.with_suffix(".err")
 
-    def unloaded(*args: object) -> object:
+    def unloaded(*args: object, **how: object) -> object:
         raise AssertionError("the LLM is loaded before the mistake is found")
 
     def work() -> None:

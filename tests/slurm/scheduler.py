@@ -18,14 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import redirect_stdout, suppress
 from functools import partial
+from io import StringIO
 from pathlib import Path
 
+import pytest
+
+from cluster import submit
 from sm_train.data.processes import die_with
+from tests.builders import ROOT
 from tests.training import free_port
 
 NEEDED = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "sinfo", "squeue", "unshare")
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY")
+DAEMONS = Path(__file__).with_name("daemons.sh")
 SBIN = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
 
 CONFIG = """\
@@ -59,19 +67,6 @@ NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMe
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=2000 Gres=gpu:2
 PartitionName=main Nodes=n1,n2 Default=YES MaxTime=60 State=UP
 PartitionName=short Nodes=n1 MaxTime=5 State=UP
-"""
-
-# $$ is 1: the kernel ends the rest of the namespace with it. munged is ready once its socket is there.
-DAEMONS = """\
-set -e
-munged --foreground --force --key-file=munge.key --socket=munge.socket --pid-file=munged.pid --log-file=munged.log \
-    --seed-file=munged.seed &
-for _ in $(seq 100); do [ -S munge.socket ] && break; sleep 0.05; done
-slurmctld -D &
-slurmd -D -N n1 &
-slurmd -D -N n2 &
-wait -n
-echo "a daemon of SLURM ended" >&2
 """
 
 
@@ -117,8 +112,8 @@ class Scheduler:
         (folder / "gres.conf").write_text(f"AutoDetect=off\nNodeName=n[1-2] Name=gpu File={folder}/gpu[0-1]\n")
         with (folder / "daemons.log").open("wb") as log:
             self._daemons = subprocess.Popen(
-                _namespace("bash", "-c", DAEMONS), cwd=folder, env={**os.environ, **self.env}, stdin=subprocess.DEVNULL,
-                stdout=log, stderr=log, preexec_fn=partial(die_with, os.getpid()),
+                _namespace("bash", str(DAEMONS)), cwd=folder, env={**os.environ, **self.env},
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, preexec_fn=partial(die_with, os.getpid()),
             )  # fmt: skip
         try:
             self._wait_until_idle()
@@ -129,7 +124,7 @@ class Scheduler:
 
     def _wait_until_idle(self, timeout_s: float = 30) -> None:
         end = time.monotonic() + timeout_s
-        while self.run("sinfo", "--noheader", "--Node", "-o", "%t", "-p", "main").split() != ["idle", "idle"]:
+        while self.state_of_nodes() != ["idle", "idle"]:
             assert self._daemons is not None
             if self._daemons.poll() is not None or time.monotonic() > end:
                 logs = "\n".join(f"{log.name}:\n{log.read_text()[-2000:]}" for log in self.folder.glob("*.log"))
@@ -141,16 +136,60 @@ class Scheduler:
         done = subprocess.run(command, env={**os.environ, **self.env}, capture_output=True, text=True, timeout=60)
         return done.stdout
 
+    def state_of_nodes(self) -> list[str]:
+        """Of n1 and n2 in SLURM's word, such as idle."""
+        return self.run("sinfo", "--noheader", "--Node", "-o", "%t", "-p", "main").split()
+
+    def submit(self, *words: str) -> list[str]:
+        """Submit a stage by the command, in this process; the ids of its jobs."""
+        with redirect_stdout(StringIO()) as said:
+            submit.main([*words, "to=slurm"])
+        return said.getvalue().split()
+
+    def field(self, job: str, name: str) -> str:
+        """What SLURM has written down of a job under a name."""
+        said = self.run("scontrol", "show", "job", job, "--oneliner")
+        return said.partition(f" {name}=")[2].split(" ")[0]
+
     def state(self, job: str) -> str:
         """A job's state in SLURM's word, such as PENDING."""
-        said = self.run("scontrol", "show", "job", job, "--oneliner")
-        return said.partition("JobState=")[2].split(" ")[0]
+        return self.field(job, "JobState")
+
+    def wait(self, job: str, timeout_s: float = 180) -> str:
+        """The state in which a job has ended."""
+        end = time.monotonic() + timeout_s
+        while (state := self.state(job)) not in ENDED:
+            if time.monotonic() > end:
+                return f"{state} after {timeout_s} s"
+            time.sleep(0.1)
+        return state
+
+    def log(self, run: Path, job: str) -> str:
+        """What a job of a run's submissions has said."""
+        (path,) = run.glob(f"submitted/*/slurm-{job}.log")
+        return path.read_text()
+
+    def logs(self, run: Path) -> str:
+        """What every job of a run's submissions has said."""
+        return "\n".join(f"{path}:\n{path.read_text()}" for path in sorted(run.glob("submitted/*/*.log")))
 
     def __exit__(self, *_: object) -> None:
         if self._daemons is not None:
             self._daemons.kill()  # --kill-child: with it goes the namespace
             self._daemons.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Scheduler]:
+    """A scheduler, with its commands and a module's submissions in the environment of this process."""
+    if why := missing():
+        pytest.skip(f"no SLURM can run here: {why}")
+    with Scheduler() as scheduler, pytest.MonkeyPatch.context() as patch:
+        for name, value in {**scheduler.env, "PYTHONPATH": str(ROOT / "tests/poison")}.items():
+            patch.setenv(name, value)
+        patch.chdir(scheduler.folder)  # jobs have the code of their submission alone
+        yield scheduler
 
 
 if __name__ == "__main__":

@@ -75,6 +75,11 @@ def test_every_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, over
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("value", ["8:00:00", "12:13", "1-12:00:00", "30"])
+def test_a_time_stays_as_it_was_written(file: Path, value: str) -> None:
+    assert load(file, f"path={value}").path == value
+
+
 def test_a_missing_file_and_no_file_say_how_to_call() -> None:
     for argv in (["/not/there.yaml"], [], ["rate=1"]):
         with pytest.raises(UserError, match="usage: python -m program"):

@@ -1,5 +1,6 @@
 """The frozen LLM: what it generates from embeddings is what it generates from ids."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models.embedding import require_embeddings
 from sm_train.models.llm import FrozenLlm, LlmConfig, load_model
+from tests import builders
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,22 @@ def test_an_llm_without_weights_is_one_line(llm_folder: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=f"LLM {tmp_path} cannot be loaded: ") as caught:
         load_model(str(tmp_path), None, "float32")
     assert "\n" not in str(caught.value)
+
+
+def test_a_repository_is_not_asked_for_offline(tmp_path: Path) -> None:
+    """The commands that name models say in one line how to get them; before anything is encoded or trained."""
+    said = r"HF_HUB_OFFLINE is set; fetch it with python -m tools\.fetch CONFIG --to DIR on a machine with internet"
+    with pytest.raises(UserError, match=f"LLM nobody/llm: neither a folder here nor in the hub's cache, and {said}"):
+        FrozenLlm(LlmConfig("nobody/llm"))
+    words = [f"out={tmp_path / 'set'}", "targets=[{name: t, llm: nobody/llm}]"]
+    done = builders.run_module("sm_train.precompute", offline(tmp_path), *words, HF_HOME=str(tmp_path))
+    assert done.returncode == 2
+    assert re.fullmatch(f"error: LLM nobody/llm: .*{said}.*\n", done.stderr)
+    assert not list((tmp_path / "set").glob("*"))
+
+
+def offline(folder: Path) -> Path:
+    builders.write_manifest(folder / "m.jsonl", [builders.row("a", "a.flac", 1.0, "a")])
+    path = folder / "cfg.yaml"
+    path.write_text(f"manifest: {folder / 'm.jsonl'}\nencoder: {{path: nobody/encoder}}\n")
+    return path

@@ -35,7 +35,24 @@ def test_what_cannot_run_is_refused(words: tuple[str, ...], said: str) -> None:
 
 
 def test_what_can_run_passes() -> None:
-    preflight.check(job(*PRETRAIN, "nodes=2", "ranks_per_node=2", "gpus_per_node=2"))
+    preflight.check(job(*PRETRAIN, "nodes=2", "ranks_per_node=2", "gpus_per_node=2", "gpu=V100-32"))
+
+
+def test_what_does_not_fit_its_gpus_is_refused_with_what_would(project: Path) -> None:
+    asked = ["ranks_per_node=2", "gpus_per_node=2", "to=slurm", "batch.frames=300000"]
+    with pytest.raises(
+        UserError, match=r"a rank would need .* GiB .*; by the same formula it fits with engine\.split="
+    ):
+        preflight.check(job(*PRETRAIN, *asked, "gpu=V100-32"))
+    with pytest.raises(UserError, match="GPU 'V10' is not known; name one of V100-32"):
+        preflight.check(job(*PRETRAIN, *asked, "gpu=V10"))
+    preflight.check(job(*PRETRAIN, *asked))  # nothing is known of the machine
+
+
+def test_what_does_not_fit_this_machine_is_refused(project: Path) -> None:
+    path = write_config(project / "run.yaml", shard_set(project / "set", 24), mapper={"feed_forward": 10**9})
+    with pytest.raises(UserError, match="and the host memory has"):
+        preflight.check(submit.read(["pretrain", str(path)]))
 
 
 def test_inputs_must_be_there_unless_another_job_makes_them(project: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ import pytest
 from cluster import submit
 from cluster.submission import SCHEMAS, SubmitConfig
 from sm_train.errors import UserError
-from tests.builders import run_module
 from tests.submitting import project
-from tests.training import shard_set, write_config
 
 __all__ = ["project"]
 
@@ -48,19 +45,3 @@ def test_words_go_where_their_key_is() -> None:
 def test_a_mistake_is_named(project: Path, words: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         submit.read(words)
-
-
-def test_submitted_here_a_run_trains_and_its_exit_code_is_the_command_s(tmp_path: Path) -> None:
-    path = write_config(tmp_path / "run.yaml", shard_set(tmp_path / "set", 24), loop={"steps": 2})
-    dry = run_module("cluster.submit", "pretrain", path, "dry_run=true", "ranks_per_node=2")
-    assert dry.returncode == 0, dry.stderr
-    assert "--nproc-per-node 2" in dry.stdout
-    assert not (tmp_path / "run").exists(), "a dry run wrote something"
-    ran = run_module("cluster.submit", "pretrain", path)
-    assert ran.returncode == 0, ran.stderr
-    assert (tmp_path / "run/checkpoints/step-2").is_dir()
-    facts = json.loads((tmp_path / "run/environment.json").read_text())
-    assert facts, "the run wrote no environment"
-    broken = run_module("cluster.submit", "pretrain", path, "seed=1")
-    assert broken.returncode == 2
-    assert "seed" in broken.stderr

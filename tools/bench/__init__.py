@@ -13,47 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.memory import Batch
+
 ROOT = Path(__file__).parents[2]
 PLACEMENTS = ("replicated", "zero3", "offload")
-
-
-@dataclass(frozen=True, slots=True)
-class Llama:
-    """The shape of a Llama with an untied head."""
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    feed_forward: int
-    vocabulary: int
-
-    @property
-    def layer_parameters(self) -> int:
-        """Those of all layers, without embedding and head."""
-        kv_width = self.width // self.heads * self.kv_heads
-        attention = 2 * self.width * (self.width + kv_width)
-        return self.layers * (attention + 3 * self.width * self.feed_forward + 2 * self.width)
-
-    @property
-    def parameters(self) -> int:
-        """P."""
-        return self.layer_parameters + 2 * self.vocabulary * self.width + self.width
-
-
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """A micro-batch: every row has the same number of tokens."""
-
-    items: int
-    row_tokens: int
-    positions: int
-    answer: int
-
-    @property
-    def tokens(self) -> int:
-        """T."""
-        return self.items * self.row_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,31 +47,6 @@ class Measured:
         return max(self.most) - self.baseline
 
 
-@dataclass(frozen=True, slots=True)
-class Gpu:
-    """Published figures of a GPU, and the share of each that is assumed to be reached."""
-
-    name: str
-    memory_gib: float
-    """As torch reports it."""
-    precision: str
-    peak_tflops: float
-    """Dense, in this precision."""
-    reached: float
-    link_gb_s: float
-    """NVLink to the node's other GPUs, one way."""
-    pcie_gb_s: float
-    """Peak, one way."""
-
-
-LINK_REACHED, PCIE_REACHED = 0.8, 0.75
-GPUS = (
-    Gpu("V100-32", 31.7, "fp16", 125, 0.5, 150, 16),
-    Gpu("A100-40", 39.4, "bf16", 312, 0.5, 300, 32),
-    Gpu("A100-80", 79.2, "bf16", 312, 0.5, 300, 32),
-    Gpu("H100-80", 79.1, "bf16", 989, 0.4, 450, 64),
-)
-LLAMA_31_8B = Llama(layers=32, width=4096, heads=32, kv_heads=8, feed_forward=14336, vocabulary=128_256)
 BATCHES = (Batch(items=12, row_tokens=150, positions=77, answer=45), Batch(27, 152, 77, 45))
 
 

@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from cluster.memory import Batch, Llama, Mapper, memory_terms
 from sm_train import config, files
 from sm_train.chat import Chat
 from sm_train.data import shards
@@ -40,8 +41,8 @@ from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.models.tokenizer import read_tokenizer
 from sm_train.train import attempts, checkpoint, start
 from sm_train.train.engines.base import fresh_state
-from tools.bench import BATCHES, PLACEMENTS, Batch, Llama, Measured, Memory, memory_of, ranks_of, started
-from tools.bench.predictions import Mapper, measured_table, memory_terms, prediction_table
+from tools.bench import BATCHES, PLACEMENTS, Measured, Memory, memory_of, ranks_of, started
+from tools.bench.predictions import measured_table, prediction_table
 
 TOKENIZER = Path(__file__).parents[1] / "miniature/weights/llm"
 MIB = 2**20
@@ -195,10 +196,8 @@ def measure(cfg: BenchConfig, folder: Path, placement: str, batch: Batch) -> Mea
     }
     if not all(inside.values()):
         raise UserError(f"interval_s is {cfg.interval_s}: {placement} took no longer for its steps; lower it")
-    mapper = Mapper(cfg.mapper, cfg.width)
-    terms = memory_terms(
-        cfg.llm, mapper, batch, placement, cfg.ranks, cfg.precision, recomputed=cfg.recomputed, on_cpu=True
-    )
+    shapes = cfg.llm, Mapper(cfg.mapper, cfg.width), batch
+    terms = memory_terms(*shapes, placement, cfg.ranks, cfg.precision, recomputed=cfg.recomputed, on_cpu=True)
     return Measured(
         placement,
         median(line["step_s"] for line in steps[cfg.skip :]),

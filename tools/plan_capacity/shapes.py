@@ -1,0 +1,90 @@
+"""What the stages' own configs say: batches, steps, models."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sm_train import config, files
+from sm_train.encoding.settings import PrecomputeConfig
+from sm_train.errors import UserError
+from sm_train.evaluate import EvaluateConfig
+from sm_train.models.speech import ENCODER_FRAME_RATE_HZ
+from sm_train.pretrain import PretrainConfig
+from sm_train.tune import TuneConfig
+from tools.plan_capacity.hardware import Llama, Mapper
+from tools.plan_capacity.settings import PlanConfig, Stage
+
+C = TypeVar("C")
+_LLAMA = {
+    "layers": "num_hidden_layers",
+    "width": "hidden_size",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "feed_forward": "intermediate_size",
+    "vocabulary": "vocab_size",
+}
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The stages' configs, and the sizes of the models that they name."""
+
+    precompute: PrecomputeConfig
+    pretrain: PretrainConfig
+    tune: TuneConfig
+    evaluate: EvaluateConfig
+    mapper: Mapper
+    llm: Llama
+    llm_folder: Path | None
+    """Where the LLM lies; None for a repository that was not looked for."""
+
+    @property
+    def frame_hz(self) -> float:
+        """Stored frames a second."""
+        return ENCODER_FRAME_RATE_HZ / self.precompute.encoder.pool
+
+    @property
+    def width(self) -> int:
+        """E, of the features."""
+        return self.pretrain.mapper.widths[0]
+
+    @property
+    def systems(self) -> int:
+        """Mapped systems of the evaluation: stage 1 and the tuned ones."""
+        return 1 + len(self.evaluate.tuned)
+
+
+def read(cfg: PlanConfig) -> Shapes:
+    """The stages' configs, as their commands would read them.
+
+    Raises:
+        UserError: a config is missing or wrong, or the LLM's shape is not to be had.
+    """
+    precompute = _load(PrecomputeConfig, cfg.precompute, "precompute")
+    pretrain = _load(PretrainConfig, cfg.pretrain, "pretrain")
+    tune = _load(TuneConfig, cfg.tune, "tune")
+    evaluate = _load(EvaluateConfig, cfg.evaluate, "evaluate")
+    llm, folder = _llm(cfg, evaluate.llm.path)
+    return Shapes(precompute, pretrain, tune, evaluate, Mapper(pretrain.mapper, llm.width), llm, folder)
+
+
+def _load(schema: type[C], stage: Stage, name: str) -> C:
+    try:
+        return config.load(schema, [stage.file, *stage.words], f"sm_train.{name}")
+    except UserError as error:
+        raise UserError(f"stage {name}: {error}") from None
+
+
+def _llm(cfg: PlanConfig, path: str) -> tuple[Llama, Path | None]:
+    if cfg.llm:
+        if missing := [name for name in _LLAMA if name not in cfg.llm]:
+            raise UserError(f"llm lacks {', '.join(missing)}; give the shape of {path} whole")
+        return Llama(**{name: cfg.llm[name] for name in _LLAMA}), Path(path) if Path(path).is_dir() else None
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"llm: {path} is in no folder here; give its shape, llm={{{', '.join(_LLAMA)}}}")
+    said: dict[str, Any] = files.read_object(folder / "config.json")
+    said = said.get("text_config", said)
+    return Llama(**{name: int(said[theirs]) for name, theirs in _LLAMA.items()}), folder
