@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+import time
+from datetime import datetime
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sm_train import files
@@ -46,6 +49,17 @@ def test_an_attempt_says_who_began_it_and_how_it_ended(tmp_path: Path) -> None:
     attempts.end(tmp_path, number, 55, "SIGTERM")
     said = files.read_json(tmp_path / "attempts/1.json")
     assert (said["at_step"], said["how"], said["from_step"]) == (55, "SIGTERM", 40)
+
+
+def test_an_attempt_says_when_its_process_was_started_and_what_log_it_found(tmp_path: Path) -> None:
+    before_s = time.time()
+    number = attempts.begin(tmp_path, found={"attempt": 1, "step": 7, "time_s": 1.5})
+    said = attempts.read(tmp_path, number)
+    assert said["found"] == {"attempt": 1, "step": 7, "time_s": 1.5}
+    started_s, began_s = (datetime.fromisoformat(said[name]).timestamp() for name in ("started", "began"))
+    assert before_s - 0.001 <= began_s <= time.time()
+    assert started_s == pytest.approx(psutil.Process().create_time(), abs=1.5)  # which counts from a whole second
+    assert attempts.read(tmp_path, attempts.begin(tmp_path))["found"] == {}
 
 
 def test_a_start_that_was_killed_before_it_wrote_a_word_counts(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_every_step_has_a_line_with_what_it_did(shard_folder: Path, tmp_path: Pa
         loss = 5 * line["loss_word"] + 5 * line.get("loss_pad", 0.0) - 20 * line["loss_cos"]
         assert line["loss"] == pytest.approx(loss, rel=1e-12)
         assert {"lr", "grad_norm", "scale", "skipped", "audio_h_per_s", "padding", "loader_wait_s", "step_s",
-                "peak_memory_mb", "epoch", "attempt"} <= line.keys()  # fmt: skip
+                "peak_memory_mb", "epoch", "attempt", "time_s"} <= line.keys()  # fmt: skip
     assert [line["step"] for line in lines if "valid_wer" in line] == [5, 10]
     assert [line["step"] for line in lines if "checkpoint_s" in line] == [4, 6, 7, 10]  # the stall before these steps
     assert lines[0]["lr"] == pytest.approx(1.5e-3)

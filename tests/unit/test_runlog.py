@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,22 @@ def test_metrics_are_cut_back_to_the_checkpoints_step_on_resume(tmp_path: Path) 
         (3, 2, 9.0),
     ]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
+
+
+def test_the_last_line_is_the_last_whole_one_and_says_when(tmp_path: Path) -> None:
+    assert runlog.last_line(tmp_path) == {}
+    begun_s = time.time()
+    log = runlog.RunLog(tmp_path, attempt=3, resume_step=0)
+    for step in (1, 2):
+        log.write(step, {"loss": step / 2})
+    log.close()
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"attempt": 3, "step": 3, "ti')
+    found = runlog.last_line(tmp_path)
+    assert (found["attempt"], found["step"]) == (3, 2)
+    assert begun_s - 0.001 <= found["time_s"] <= time.time() + 0.001
+    (tmp_path / "metrics.jsonl").write_text('{"attempt": 1, "step": 1}\n')  # of a version that did not say when
+    assert runlog.last_line(tmp_path) == {}
 
 
 def test_tensorboard_that_cannot_write_any_more_costs_no_line(
