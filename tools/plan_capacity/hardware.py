@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cluster.gpus import GPUS, LINK_REACHED, Gpu
+from cluster.memory import GIB, MARGIN, Batch, Llama, Mapper, pretrain_terms
+from cluster.shapes import read_shape
 from sm_train.errors import UserError
-from tools.bench import GPUS, LINK_REACHED, PLACEMENTS, Batch, Gpu, Llama
-from tools.bench.predictions import GIB, MARGIN, Mapper, Prediction, predict, time_terms
+from tools.bench import PLACEMENTS
+from tools.bench.predictions import Prediction, predict, time_terms
 
 __all__ = [
     "GIB", "LINK_REACHED", "MARGIN", "MEMORY_GB_S", "PLACEMENTS", "Batch", "Gpu", "Llama", "Mapper", "Prediction",
-    "across", "find", "predict", "time_terms",
+    "across", "find", "predict", "pretrain_terms", "read_shape", "time_terms",
 ]  # fmt: skip
 
 CPU = Gpu("cpu", 1e9, "fp32", peak_tflops=0.1, reached=1.0, link_gb_s=1.0, pcie_gb_s=10.0)

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from sm_train import config, files
+from sm_train import config
 from sm_train.encoding.settings import PrecomputeConfig
 from sm_train.errors import UserError
 from sm_train.evaluate import EvaluateConfig
 from sm_train.models.speech import ENCODER_FRAME_RATE_HZ
 from sm_train.pretrain import PretrainConfig
 from sm_train.tune import TuneConfig
-from tools.plan_capacity.hardware import Llama, Mapper
+from tools.plan_capacity.hardware import Llama, Mapper, read_shape
 from tools.plan_capacity.settings import PlanConfig, Stage
 
 C = TypeVar("C")
-_LLAMA = {
-    "layers": "num_hidden_layers",
-    "width": "hidden_size",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "feed_forward": "intermediate_size",
-    "vocabulary": "vocab_size",
-}
+_LLAMA = ("layers", "width", "heads", "kv_heads", "feed_forward", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -66,7 +59,7 @@ def read(cfg: PlanConfig) -> Shapes:
     pretrain = _load(PretrainConfig, cfg.pretrain, "pretrain")
     tune = _load(TuneConfig, cfg.tune, "tune")
     evaluate = _load(EvaluateConfig, cfg.evaluate, "evaluate")
-    llm, folder = _llm(cfg, evaluate.llm.path)
+    llm, folder = _llm(cfg, evaluate.llm.path, evaluate.llm.revision)
     return Shapes(precompute, pretrain, tune, evaluate, Mapper(pretrain.mapper, llm.width), llm, folder)
 
 
@@ -77,14 +70,13 @@ def _load(schema: type[C], stage: Stage, name: str) -> C:
         raise UserError(f"stage {name}: {error}") from None
 
 
-def _llm(cfg: PlanConfig, path: str) -> tuple[Llama, Path | None]:
-    if cfg.llm:
-        if missing := [name for name in _LLAMA if name not in cfg.llm]:
-            raise UserError(f"llm lacks {', '.join(missing)}; give the shape of {path} whole")
-        return Llama(**{name: cfg.llm[name] for name in _LLAMA}), Path(path) if Path(path).is_dir() else None
-    folder = Path(path)
-    if not folder.is_dir():
-        raise UserError(f"llm: {path} is in no folder here; give its shape, llm={{{', '.join(_LLAMA)}}}")
-    said: dict[str, Any] = files.read_object(folder / "config.json")
-    said = said.get("text_config", said)
-    return Llama(**{name: int(said[theirs]) for name, theirs in _LLAMA.items()}), folder
+def _llm(cfg: PlanConfig, path: str, revision: str | None) -> tuple[Llama, Path | None]:
+    folder = Path(path) if Path(path).is_dir() else None
+    if not cfg.llm:
+        try:
+            return read_shape(path, revision)[0], folder
+        except UserError as error:
+            raise UserError(f"{error}; give it, as llm={{{', '.join(_LLAMA)}}}") from None
+    if missing := [name for name in _LLAMA if name not in cfg.llm]:
+        raise UserError(f"llm lacks {', '.join(missing)}; give the shape of {path} whole")
+    return Llama(**{name: cfg.llm[name] for name in _LLAMA}), folder

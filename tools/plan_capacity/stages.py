@@ -129,7 +129,7 @@ def evaluate(job: Job) -> StagePlan:
         "scores": (texts + shapes.systems) * questions * rates.score_s.value,
         "start": rates.evaluate_start_s.value,
     }
-    disk = {"hypotheses": (texts + shapes.systems) * questions * (250 + 2 * corpus.text_bytes), "report": 1.5e6}
+    disk = storage.evaluation(corpus, shapes, texts)
     read = corpus.test_s * formulas.feature_bytes_per_s(shapes.frame_hz, shapes.width) * (texts + shapes.systems)
     seconds = sum(parts.values())
     return StagePlan("evaluate", 1, seconds, parts, largest(parts), disk, read, read / seconds)

@@ -22,6 +22,8 @@ _SMALL = 3_000
 _INDEX = 350
 """index.json, a shard: in its part and in the set's own."""
 _REF = {"shard": "shard.00000.mds", "xxh3": "0" * 16}
+_HYPOTHESIS, _EXAMPLE, _PICTURES = 215.0, 9_000.0, 240_000.0
+"""hypotheses.jsonl, a line without its texts; report.html and results.json: measured on the miniature."""
 _LOG_UNIT = 290
 """log.jsonl, a unit."""
 
@@ -80,6 +82,12 @@ def checkpoints(parameters: float, steps: int, save_every: int, validate_every: 
     return {"checkpoints": min(saves, keep) * one, "while saving": one if saves > 1 else 0.0, "metrics": steps * 900.0}
 
 
-def vectors(corpus: Corpus, shapes: Shapes) -> float:
-    """What the targets would take as vectors instead of ids: for comparison."""
-    return corpus.num_all * corpus.tokens * 2 * shapes.llm.width
+def evaluation(corpus: Corpus, shapes: Shapes, texts: int) -> dict[str, float]:
+    """Hypotheses, and a report that holds the audio of its examples; ``texts`` systems besides the mapped ones."""
+    cfg, questions = shapes.evaluate, corpus.num_test * corpus.tasks
+    # The cascade's and the mappers' own transcripts are systems of their own.
+    hypotheses = (texts + shapes.systems) * questions + (texts - 1 + shapes.systems) * corpus.num_test
+    shown = cfg.examples * len(cfg.splits)
+    audio = corpus.audio_mb_per_hour * 1e6 * corpus.mean_s / 3600 * 4 / 3 if cfg.audio_root else 0.0
+    answers = hypotheses * (_HYPOTHESIS + 2 * corpus.answer_bytes)
+    return {"hypotheses": answers, "report": shown * (audio + _EXAMPLE) + _PICTURES}

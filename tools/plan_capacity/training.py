@@ -7,7 +7,16 @@ import math
 from sm_train.errors import UserError
 from sm_train.train.engines import EngineConfig
 from tools.plan_capacity import formulas, steps, storage
-from tools.plan_capacity.hardware import LINK_REACHED, MARGIN, PLACEMENTS, across, predict, time_terms
+from tools.plan_capacity.hardware import (
+    GIB,
+    LINK_REACHED,
+    MARGIN,
+    PLACEMENTS,
+    across,
+    predict,
+    pretrain_terms,
+    time_terms,
+)
 from tools.plan_capacity.rates import Rates
 from tools.plan_capacity.stages import Job, StagePlan, largest, nodes, storage_bytes_s
 from tools.plan_capacity.steps import Steps
@@ -62,9 +71,14 @@ def _training(
 
 
 def pretrain(job: Job) -> StagePlan:
-    """Stage 1: the config's steps, or as many as so many epochs have."""
+    """Stage 1: the config's steps, or as many as so many epochs have.
+
+    Raises:
+        UserError: a micro-batch does not fit the GPU.
+    """
     cfg, shapes, rates, gpus = job.cfg, job.shapes, job.rates, job.cfg.gpus_of("pretrain")
     planned = steps.pretraining(job.corpus, shapes, gpus)
+    room = _require_frames(job, gpus, planned)
     loop = shapes.pretrain.loop
     num_steps = math.ceil(cfg.epochs * planned.per_epoch) if cfg.epochs else loop.steps
     link = LINK_REACHED * across(job.gpu, gpus, cfg.gpus_per_node, cfg.network_gb_s).link_gb_s * 1e9
@@ -81,7 +95,24 @@ def pretrain(job: Job) -> StagePlan:
     made = _training(
         job, "pretrain", gpus, num_steps, planned, parts, rates.pretrain_start_s.value, (times, valid_s), saves
     )
+    made.notes.extend(room)
     return _warn_of_tables(job, made)
+
+
+def _require_frames(job: Job, gpus: int, planned: Steps) -> list[str]:
+    if job.cfg.gpu == "cpu":
+        return []
+    cfg, (items, longest) = job.shapes.pretrain, planned.largest
+    stage = cfg.engine.zero_stage if cfg.engine.name == "deepspeed" else 0
+    frames = items * longest // cfg.engine.split
+    gib = sum(pretrain_terms(job.shapes.mapper, frames, gpus, job.gpu.precision, stage).values()) / GIB
+    room = f"{MARGIN * job.gpu.memory_gib:.1f} GiB of {job.gpu.name}"
+    if gib > MARGIN * job.gpu.memory_gib:
+        raise UserError(
+            f"pretrain: a micro-batch of {items * longest:,} padded frames takes {gib:.1f} GiB on each of {gpus} GPUs, "
+            f"above {room}; take pretrain.words=[engine.split={2 * cfg.engine.split}], or a smaller batch.frames"
+        )
+    return [f"{gib:.1f} GiB at the largest micro-batch, of {room}"]
 
 
 def _is_sharded(engine: EngineConfig, rates: Rates) -> bool:
