@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.actors import DecodeActor, EncodingActor
-from cluster.dispatch import Dispatch
-from cluster.gauges import Gauges
+from cluster.encoding.actors import DecodeActor, EncodingActor
+from cluster.encoding.dispatch import Dispatch
+from cluster.encoding.gauges import Gauges
 from sm_train import config
 from sm_train.data import store
 from sm_train.encoding.settings import PrecomputeConfig

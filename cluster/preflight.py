@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from cluster.doctor.machine import host_bytes
-from cluster.fit import Ranks, require_fits
+from cluster.fit.need import Ranks, require_fits
 from cluster.submission import TRAINING, Job
 from sm_train.data import shards, store
 from sm_train.errors import UserError

@@ -17,11 +17,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.desk import Desk
 from cluster.precompute import require_reachable
-from cluster.ranks import code_first
-from cluster.ray_driver import Driver, Stop
-from cluster.train_node import NodeJob, train_node
+from cluster.training.desk import Desk
+from cluster.training.driver import Driver, Stop
+from cluster.training.node import NodeJob, train_node
+from cluster.training.ranks import code_first
 from sm_train import config
 from sm_train.errors import UserError, exit_hard, run_command
 from sm_train.pretrain import PretrainConfig

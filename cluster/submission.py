@@ -23,8 +23,8 @@ from typing import Any
 
 import cluster
 import sm_train
-from cluster.to_ray import RayConfig
-from cluster.to_slurm import SlurmConfig
+from cluster.places.ray import RayConfig
+from cluster.places.slurm import SlurmConfig
 from sm_train import config, files
 from sm_train.data.shards import SUBMITTED
 from sm_train.encoding.settings import PrecomputeConfig

@@ -11,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import sys
 
-from cluster import preflight, submission, to_local, to_ray, to_slurm
+from cluster import preflight, submission
+from cluster.places import local, ray, slurm
 from cluster.submission import SCHEMAS, Job, SubmitConfig
 from sm_train import config
 from sm_train.errors import UserError, run_command
@@ -41,7 +42,7 @@ def read(argv: list[str]) -> Job:
 def main(argv: list[str]) -> None:
     job = read(argv)
     preflight.check(job)
-    place = {"local": to_local, "ray": to_ray, "slurm": to_slurm}[job.submit.to]
+    place = {"local": local, "ray": ray, "slurm": slurm}[job.submit.to]
     place.check(job)
     if job.submit.dry_run:
         print(place.script(job), end="")

@@ -20,7 +20,7 @@ import torch.distributed as dist
 
 from cluster.doctor.findings import FAIL, OK, WARN, Finding
 from cluster.launch import address_of, rank_variables
-from cluster.ranks import Place, code_first, free_port
+from cluster.training.ranks import Place, code_first, free_port
 from sm_train.data import processes
 from sm_train.errors import exit_hard, printable
 

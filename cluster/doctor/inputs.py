@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster import hub
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
 from cluster.doctor.work import Work
-from cluster.shapes import llm_of
+from cluster.fit import hub
+from cluster.fit.shapes import llm_of
 from sm_train.data import manifest, shards
 from sm_train.data.loader import plan_items
 from sm_train.data.mixing import MixedItems, Sources

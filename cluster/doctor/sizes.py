@@ -9,11 +9,11 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from cluster import hub
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
 from cluster.doctor.machine import NETWORKS, kind_of, nearest
 from cluster.doctor.work import Work
-from cluster.shapes import llm_of, mapper_of
+from cluster.fit import hub
+from cluster.fit.shapes import llm_of, mapper_of
 from sm_train import files
 from sm_train.data import shards, store
 from sm_train.data.mirror import GB

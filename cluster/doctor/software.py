@@ -16,8 +16,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import sm_train
-from cluster import hub
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
+from cluster.fit import hub
 
 LOCK = Path(str(sm_train.__file__)).parents[1] / "requirements.lock"
 _NAMED = 4  # of what differs

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from cluster import hub
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
 from cluster.doctor.machine import GIB, host_bytes
 from cluster.doctor.work import Work
-from cluster.fit import gpu_bytes, need, require_fits, sizes
-from cluster.memory import MARGIN
-from cluster.shapes import llm_of, mapper_of, read_shape
+from cluster.fit import hub
+from cluster.fit.memory import MARGIN
+from cluster.fit.need import gpu_bytes, need, require_fits, sizes
+from cluster.fit.shapes import llm_of, mapper_of, read_shape
 from sm_train.data.audio import SAMPLE_RATE_HZ
 from sm_train.data.lengths import FRAMES_PER_POSITION
 from sm_train.errors import UserError

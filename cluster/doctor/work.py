@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from cluster.fit import Ranks
+from cluster.fit.need import Ranks
 from cluster.submission import SCHEMAS, TRAINING, SubmitConfig
 from sm_train.data import manifest
 from sm_train.models.speech import pick_device

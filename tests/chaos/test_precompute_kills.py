@@ -114,7 +114,7 @@ def strike(kind: str, job: Job, cluster: Cluster, rng: random.Random) -> bool:
     elif kind == "node":
         cluster.replace_node(rng)
     else:
-        actors = cluster.actors()
+        actors = cluster.encoding.actors()
         if not actors:
             return False
         rng.choice(actors).kill()

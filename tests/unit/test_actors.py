@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster import actors
-from cluster.actors import ActorDecoder
+from cluster.encoding import actors
+from cluster.encoding.actors import ActorDecoder
 from sm_train.encoding.decode import DecodeConfig
 from sm_train.encoding.decoders import Decoded
 from sm_train.errors import UserError

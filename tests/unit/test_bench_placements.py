@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.gpus import GPUS
-from cluster.memory import GIB, LLAMA_31_8B, Mapper
+from cluster.fit.gpus import GPUS
+from cluster.fit.memory import GIB, LLAMA_31_8B, Mapper
 from sm_train import config
 from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig

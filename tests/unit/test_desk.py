@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cluster.desk import Desk, News, Orders
+from cluster.training.desk import Desk, News, Orders
 from sm_train.errors import LOST
 
 GO_ON = Orders(stop=False, code=None, all_ended=False)

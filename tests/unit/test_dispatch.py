@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import dispatch
-from cluster.dispatch import Dispatch
+from cluster.encoding import dispatch
+from cluster.encoding.dispatch import Dispatch
 from sm_train.errors import UserError
 from sm_train.meter import Incident
 from sm_train.precompute import UNITS_AHEAD

@@ -8,7 +8,7 @@ import pytest
 
 from cluster.doctor import allreduce
 from cluster.doctor.findings import FAIL, OK
-from cluster.ranks import Place, free_port
+from cluster.training.ranks import Place, free_port
 
 FOUND = {"ranks": 2, "is_right": True, "mb_s": 812.0, "latency_us": 90.0}
 

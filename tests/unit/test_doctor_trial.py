@@ -16,7 +16,7 @@ from sm_train import config
 from sm_train.models.mapper import Layer
 from tests import training
 from tests.builders import ROOT
-from tests.unit.test_fit import write
+from tests.unit.test_need import write
 
 LLAMA = ROOT / "configs/tune/llama31-8b.yaml"
 

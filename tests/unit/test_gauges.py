@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cluster.gauges import Gauges
+from cluster.encoding.gauges import Gauges
 from sm_train.meter import Incident
 from sm_train.records import Receipt
 

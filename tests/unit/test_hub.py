@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from cluster.hub import Answer, ask, folder_of, is_repo, missing_weights, settings
+from cluster.fit.hub import Answer, ask, folder_of, is_repo, missing_weights, settings
 from tests.unit.test_fetch import Hub, hub  # noqa: F401
-from tests.unit.test_fit import write
+from tests.unit.test_need import write
 
 
 def test_a_model_is_here_whole_or_not(tmp_path: Path) -> None:

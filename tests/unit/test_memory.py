@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cluster.memory import (
+from cluster.fit.memory import (
     BUCKET,
     CONTEXT_BYTES,
     LLAMA_31_8B,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster import partitions
+from cluster.places import partitions
 from sm_train.errors import UserError
 
 # sinfo 22.05's lines, with the GRES of a site that has several kinds.

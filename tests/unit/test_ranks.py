@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.ranks import Place, Ranks, final, free_port, how
+from cluster.training.ranks import Place, Ranks, final, free_port, how
 from sm_train.errors import LOST, STOPPED
 from tests.builders import ROOT, child_env
 from tests.training import wait_for
@@ -87,7 +87,7 @@ def test_ranks_end_with_who_started_them(tmp_path: Path) -> None:
     program = f"""
 import sys, time
 from pathlib import Path
-from cluster.ranks import Place, Ranks
+from cluster.training.ranks import Place, Ranks
 ranks = Ranks([sys.executable, "-c", "import time; print(flush=True); time.sleep(60)"], Place(0, 1, 2, "x", 1),
               Path({str(tmp_path)!r}), Path("."), {{}})
 while not (ranks.output(0) or ranks.output(1)):

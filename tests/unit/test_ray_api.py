@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cluster import ray_api
+from cluster.places import ray_api
 from sm_train.errors import UserError
 from tests.training import free_port
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cluster.rows import Rows, read_rows
+from cluster.fit.rows import Rows, read_rows
 from tests import training
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from cluster.memory import LLAMA_31_8B
-from cluster.shapes import read_shape, shape_of, table_shape
+from cluster.fit.memory import LLAMA_31_8B
+from cluster.fit.shapes import read_shape, shape_of, table_shape
 from sm_train.errors import UserError
 from tests import training
 from tests.builders import ROOT
-from tests.unit.test_fit import SETTINGS, write
+from tests.unit.test_need import SETTINGS, write
 
 
 def test_shapes_of_other_families(tmp_path: Path) -> None:

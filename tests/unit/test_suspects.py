@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from cluster.suspects import Inquiry, Outcome
+from cluster.encoding.suspects import Inquiry, Outcome
 from sm_train.errors import UserError
 from sm_train.records import Quarantined, Unit, Utterance
 

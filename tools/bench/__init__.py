@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.memory import Batch
+from cluster.fit.memory import Batch
 
 ROOT = Path(__file__).parents[2]
 PLACEMENTS = ("replicated", "zero3", "offload")

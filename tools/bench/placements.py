@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from cluster.memory import Batch, Llama, Mapper, memory_terms
+from cluster.fit.memory import Batch, Llama, Mapper, memory_terms
 from sm_train import config, files
 from sm_train.chat import Chat
 from sm_train.data import shards

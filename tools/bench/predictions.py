@@ -1,4 +1,4 @@
-"""Step time of stage 2 by placement, beside the memory that :mod:`cluster.memory` says; none was measured on a GPU.
+"""Step time of stage 2 by placement, beside the memory that :mod:`cluster.fit.memory` says; none was measured on a GPU.
 
 P: parameters of the frozen LLM; N: of the mapper; W: GPUs; s: bytes of a weight; T: tokens of a micro-batch, padding
 included; D, V: width and vocabulary of the LLM.
@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.gpus import GPUS, LINK_REACHED, PCIE_REACHED, Gpu
-from cluster.memory import GIB, LLAMA_31_8B, MARGIN, Batch, Llama, Mapper, memory_terms
+from cluster.fit.gpus import GPUS, LINK_REACHED, PCIE_REACHED, Gpu
+from cluster.fit.memory import GIB, LLAMA_31_8B, MARGIN, Batch, Llama, Mapper, memory_terms
 from sm_train.models.mapper import MapperConfig
 from tools.bench import PLACEMENTS, Measured
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from cluster.gpus import GPUS, LINK_REACHED, Gpu
-from cluster.memory import GIB, MARGIN, Batch, Llama, Mapper, pretrain_terms
-from cluster.shapes import read_shape
+from cluster.fit.gpus import GPUS, LINK_REACHED, Gpu
+from cluster.fit.memory import GIB, MARGIN, Batch, Llama, Mapper, pretrain_terms
+from cluster.fit.shapes import read_shape
 from sm_train.errors import UserError
 from tools.bench import PLACEMENTS
 from tools.bench.predictions import Prediction, predict, time_terms

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import submit, to_slurm
+from cluster import submit
+from cluster.places import slurm as to_slurm
 from sm_train.errors import UserError
 from tests.submitting import job, project, require_golden
 

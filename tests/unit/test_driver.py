@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from cluster import ray_driver
-from cluster.desk import Desk
-from cluster.ray_driver import Driver, Stop
 from cluster.ray_train import RanksConfig
+from cluster.training import driver as ray_driver
+from cluster.training.desk import Desk
+from cluster.training.driver import Driver, Stop
 from sm_train.errors import LOST, STOPPED
 
 RESOURCES = {"CPU": 2.0}

@@ -1,7 +1,7 @@
 """Will a training stage fit? The bytes of a rank on its device, and of a node's ranks in host memory, by term.
 
 Everything follows from the config, from the LLM's config.json and from the tables of a local shard set, by the formula
-of :mod:`cluster.memory`; what is not known is assumed, and said.
+of :mod:`cluster.fit.memory`; what is not known is assumed, and said.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.gpus import GPUS
-from cluster.memory import GIB, MARGIN, Llama, Mapper, memory_terms, pretrain_terms
-from cluster.rows import Rows, read_rows
-from cluster.shapes import TrainingConfig, largest_table, llm_of, mapper_of, read_shape, sets_of
+from cluster.fit.gpus import GPUS
+from cluster.fit.memory import GIB, MARGIN, Llama, Mapper, memory_terms, pretrain_terms
+from cluster.fit.rows import Rows, read_rows
+from cluster.fit.shapes import TrainingConfig, largest_table, llm_of, mapper_of, read_shape, sets_of
 from sm_train.errors import UserError
 from sm_train.pretrain import PretrainConfig
 from sm_train.tune import TuneConfig

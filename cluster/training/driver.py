@@ -9,10 +9,10 @@ import time
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from cluster.desk import News
-from cluster.ranks import how
-from cluster.ray_api import amounts
-from cluster.train_node import GRACE_S
+from cluster.places.ray_api import amounts
+from cluster.training.desk import News
+from cluster.training.node import GRACE_S
+from cluster.training.ranks import how
 from sm_train.errors import LOST, STOPPED, printable
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Driver:
 
     Args:
         resources: what each node is to have free.
-        desk: the handle of a :class:`~cluster.desk.Desk`.
+        desk: the handle of a :class:`~cluster.training.desk.Desk`.
     """
 
     def __init__(self, asked: RanksConfig, resources: dict[str, float], ray: Any, desk: Any, stop: Stop) -> None:

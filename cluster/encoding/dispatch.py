@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.suspects import DEATHS, Inquiry, Outcome, Step
+from cluster.encoding.suspects import DEATHS, Inquiry, Outcome, Step
 from sm_train.errors import OF_THE_DISK, UserError
 from sm_train.meter import Event, Incident
 from sm_train.precompute import UNITS_AHEAD

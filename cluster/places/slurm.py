@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cluster import partitions
+from cluster.places import partitions
 from sm_train import config, files
 from sm_train.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.submission import Job
 
-TEMPLATES = Path(__file__).parent / "slurm"
+TEMPLATES = Path(__file__).parents[1] / "slurm"
 ARRAY, RAY, TRAIN, ONE = "precompute-array", "precompute-ray", "train", "one"
 JOINING = "job-join.sbatch"
 TRAINING = ("pretrain", "tune")

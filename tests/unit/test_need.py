@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.fit import Need, Ranks, gpu_bytes, lack, need, require_fits
-from cluster.memory import GIB, LLAMA_31_8B
+from cluster.fit.memory import GIB, LLAMA_31_8B
+from cluster.fit.need import Need, Ranks, gpu_bytes, lack, need, require_fits
 from sm_train import config
 from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig

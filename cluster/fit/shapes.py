@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.hub import folder_of
-from cluster.memory import Llama, Mapper
+from cluster.fit.hub import folder_of
+from cluster.fit.memory import Llama, Mapper
 from sm_train import config, files
 from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig

@@ -1,6 +1,6 @@
 """The ranks of one node: child processes with torchrun's variables, each with a log of its own.
 
-python -m cluster.ranks PARENT COMMAND ...    become COMMAND, which ends when process PARENT does
+python -m cluster.training.ranks PARENT COMMAND ...    become COMMAND, which ends when process PARENT does
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Ranks:
         self._began = {rank: log.stat().st_size if log.exists() else 0 for rank, log in self._logs.items()}
         self._read = dict(self._began)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        become = [sys.executable, "-m", "cluster.ranks", str(os.getpid()), *command]
+        become = [sys.executable, "-m", "cluster.training.ranks", str(os.getpid()), *command]
         for rank, log in self._logs.items():
             variables = {**os.environ, **env, **code_first(), **place.env(rank)}
             with log.open("ab") as out:

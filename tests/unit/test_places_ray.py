@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster import ray_api, ray_train, to_ray
+from cluster import ray_train
+from cluster.places import ray as to_ray
+from cluster.places import ray_api
 from sm_train import config
 from sm_train.errors import UserError
 from sm_train.precompute import PrecomputeConfig

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cluster import ray_api
+from cluster.places import ray_api
 from cluster.ray_train import RanksConfig
 from sm_train import config, files
 from sm_train.errors import STOPPED, UserError

@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from cluster import to_local
+from cluster.places import local as to_local
 from sm_train.errors import UserError
 from tests.submitting import job, project, require_golden
 

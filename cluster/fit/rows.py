@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.memory import Batch
+from cluster.fit.memory import Batch
 from sm_train.data import shards
 from sm_train.data.lengths import num_positions
 from sm_train.data.target_set import TABLE, UTTERANCES

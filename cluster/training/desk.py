@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cluster.ranks import final
+from cluster.training.ranks import final
 
 
 @dataclass(frozen=True)

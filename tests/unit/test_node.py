@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from cluster import train_node
-from cluster.desk import Desk
-from cluster.ranks import Place
-from cluster.train_node import NodeJob, RanksLost
+from cluster.training import node as train_node
+from cluster.training.desk import Desk
+from cluster.training.node import NodeJob, RanksLost
+from cluster.training.ranks import Place
 from sm_train.errors import LOST, STOPPED
 from tests.training import wait_for
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.desk import Orders
-from cluster.ranks import Place, Ranks, free_port, how
+from cluster.training.desk import Orders
+from cluster.training.ranks import Place, Ranks, free_port, how
 from sm_train.errors import STOPPED
 
 GRACE_S = 5.0
@@ -39,7 +39,7 @@ class NodeJob:
     stop_s: float
     """Seconds that ranks have to save in, once asked to stop."""
     desk: Any
-    """The handle of a :class:`~cluster.desk.Desk`."""
+    """The handle of a :class:`~cluster.training.desk.Desk`."""
 
 
 def train_node(job: NodeJob) -> int:
