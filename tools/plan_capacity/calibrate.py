@@ -19,14 +19,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sm_train import config, files
+from sm_train import config, files, precompute
 from sm_train.data import manifest
 from sm_train.encoding.decode import DecodeConfig
 from sm_train.encoding.decoders import DecodePool
 from sm_train.errors import UserError, run_command
 from sm_train.models import targets, tasks
 from sm_train.models.speech import SpeechEncoder
-from sm_train.precompute import in_this_process, run
 from tools.plan_capacity import answering, jobs, rates, readings
 from tools.plan_capacity.corpus import read
 from tools.plan_capacity.jobs import Place, Sizes
@@ -41,15 +40,15 @@ _FEW = 8
 class CalibrateConfig(PlanConfig):
     """A plan, and how long its rates are measured."""
 
-    utterances: int = config.key(500, "training utterances to encode")
+    utterances: int = config.key(700, "training utterances to encode")
     held_out: int = config.key(32, "utterances of each split to validate and to evaluate on")
-    steps: int = config.key(12, "steps of each run of pretraining")
-    tune_steps: int = config.key(8, "steps of each run of tuning")
+    steps: int = config.key(16, "steps of pretraining with whole micro-batches; half as many with smaller ones")
+    tune_steps: int = config.key(12, "the same of tuning")
     folder: str | None = config.key(None, "folder to work in, kept; null: one that is removed")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, least in (("utterances", 64), ("held_out", 4), ("steps", 8), ("tune_steps", 6)):
+        for name, least in (("utterances", 64), ("held_out", 4), ("steps", 12), ("tune_steps", 12)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if self.rates:
@@ -63,11 +62,11 @@ Found = dict[str, tuple[float, str]]
 def encoding(place: Place) -> Found:
     """The whole command, its own log, and a decoder alone."""
     wall_s, found = jobs.timed(place, "precompute"), readings.precomputed(place.shards)
-    written = jobs.bytes_of(place.shards) / 1e6
-    encode_x, gpus = found["audio_s"] / found["encode_s"], place.cfg.gpus_of("precompute")
-    decode_x = _decoding_x(place)
+    corpus, gpus = read(place.cfg, place.shapes), place.cfg.gpus_of("precompute")
+    encode_x, decode_x = found["audio_s"] / found["encode_s"], _decoding_x(place)
     workers = gpus * place.shapes.precompute.decode_workers
-    busy_s = found["audio_s"] * max(1 / (gpus * encode_x), 1 / (workers * decode_x))
+    busy_s = corpus.all_s * max(1 / (gpus * encode_x), 1 / (workers * decode_x))
+    written = jobs.bytes_of(place.shards) / 1e6 * found["committed"] / corpus.num_all
     return {
         "encode_x": (encode_x, "x real time"),
         "decode_x": (decode_x, "x real time a CPU thread"),
@@ -97,7 +96,7 @@ def targeting(place: Place, few: Place) -> Found:
     """The whole command; targets and tasks of few and of all utterances in this process."""
     wall_s = jobs.timed(place, "retarget")
     small = replace(few.shapes.precompute, targets=[])
-    run(small, in_this_process)
+    precompute.run(small, precompute.in_this_process)
     (target,) = (t for t in place.shapes.precompute.targets if t.name == place.shapes.pretrain.target)
     seconds = []
     for one, name in ((few, "warm"), (few, "few"), (place, "again")):
@@ -118,23 +117,20 @@ def training(place: Place, stage: str, steps: int, unit: str) -> Found:
     name = unit if stage == "pretrain" or not place.shapes.tune.batch.samples else "samples"
     budget = place.shapes.pretrain.batch.frames if stage == "pretrain" else place.shapes.tune.batch.budget
     runs: list[tuple[Trained, float]] = []
-    for number, share in enumerate((1, 2, 4)):
-        own = [f"run={place.folder}/{stage}-{number}", f"batch.{name}={max(budget // share, 1)}", f"loop.steps={steps}"]
-        every = steps // 2 if number == 0 else 0
-        own += [f"loop.save_every={every or steps}", f"loop.validate_every={every}", "loop.log_every=1000"]
+    for number, (share, taken) in enumerate(((1, steps), (2, steps // 2), (4, steps // 2))):
+        own = [f"run={place.folder}/{stage}-{number}", f"batch.{name}={max(budget // share, 1)}", f"loop.steps={taken}"]
+        every = taken // 2 if number == 0 else 0
+        own += [f"loop.save_every={every or taken}", f"loop.validate_every={every}", "loop.log_every=1000"]
         one = jobs.with_words(place, {stage: own})
         wall_s = jobs.timed(one, stage)
         runs.append((readings.trained(one, stage, one.folder / f"{stage}-{number}"), wall_s))
-    base, slope = readings.fit(
-        *(np.concatenate([getattr(run, part) for run, _ in runs]) for part in ("padded", "seconds"))
-    )
+    base, slope = readings.through([(run.padded, run.seconds) for run, _ in runs])
     starts = []
-    for one_run, wall_s in runs[1:]:  # those without a validation
-        mean = float(one_run.padded.mean())
-        starts.append(wall_s - one_run.num_steps * (base + slope * mean))
+    for run, wall_s in runs[1:]:  # those without a validation
+        starts.append(wall_s - run.num_steps * float(run.seconds.mean()))
     first = runs[0][0]
     return {
-        f"{stage}_start_s": (max(float(np.median(starts)), 0.0), "s"),
+        f"{stage}_start_s": (max(float(np.mean(starts)), 0.0), "s"),
         f"{stage}_step_s": (base, "s a step"),
         f"{stage}_{'frame' if stage == 'pretrain' else 'token'}_s": (slope, f"s a padded {unit[:-1]} of a rank"),
         "valid": (first.between_s, "s"),

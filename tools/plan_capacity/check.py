@@ -2,8 +2,8 @@
 
     python -m tools.plan_capacity.check CONFIG rates=rates.json [utterances=1500] [key=value ...]
 
-The corpus is a part of the plan's, trained on for a few steps: its mapper answers badly, so that its answers go on to
-max_new_tokens (``unfinished`` is 1 unless given).
+The corpus is a part of the plan's, trained on for a few steps. Nobody knows how long so raw a mapper's answers are:
+give ``unfinished=1`` if they go on to max_new_tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ class CheckConfig(PlanConfig):
     held_out: int = config.key(60, "utterances of each split to validate and to evaluate on")
     steps: int = config.key(100, "steps of pretraining; it validates and saves twice")
     tune_steps: int = config.key(24, "steps of tuning; it validates and saves twice")
-    unfinished: float = config.key(1.0, "share of the mapped answers that run to max_new_tokens")
     folder: str | None = config.key(None, "folder to work in, kept; null: one that is removed")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,17 @@ def fit(x: Floats, y: Floats) -> tuple[float, float]:
         if slope <= 0:
             return float(y.mean()), 0.0
     return 0.0, float(y.sum() / x.sum())
+
+
+def through(runs: Sequence[tuple[Floats, Floats]]) -> tuple[float, float]:
+    """(base, slope) of y = base + slope x over several runs, so that the first run's mean is met.
+
+    The first has the config's own micro-batches, which is what is predicted most; the others say how it changes.
+    """
+    slope = fit(*(np.concatenate([run[i] for run in runs]) for i in (0, 1)))[1]
+    x, y = (float(values.mean()) for values in runs[0])
+    base = max(y - slope * x, 0.0)
+    return base, (y - base) / x
 
 
 def trained(place: Place, stage: str, run: Path) -> Trained:
@@ -100,7 +112,8 @@ def _planned(place: Place, stage: str, count: int) -> tuple[Floats, Floats]:
 
 
 def precomputed(shards: Path) -> dict[str, float]:
-    """Sums of a precompute's log: seconds of audio, of encoding, of writing."""
+    """Sums of a precompute's log behind its first unit: seconds of audio, of encoding, of writing; units."""
     units = [json.loads(line) for line in (shards / "log.jsonl").read_text().splitlines()]
     units = [unit for unit in units if unit["event"] == "unit"]
-    return {name: sum(unit[name] for unit in units) for name in ("audio_s", "encode_s", "write_s")}
+    units = units[1:] or units  # the first warms the encoder up
+    return {name: sum(unit[name] for unit in units) for name in ("audio_s", "encode_s", "write_s", "committed")}

@@ -72,7 +72,7 @@ class PlanConfig:
     disk_gb_s: float = config.key(3.0, "GB/s of a node's own disk or page cache, where features are cached")
     cache_tb: float = config.key(0.0, "TB of features that a node keeps near; a corpus that fits is fetched once")
     encoder_share: float = config.key(0.24, "of a GPU's peak that the encoder reaches, end to end")
-    decode_x: float = config.key(280.0, "times real time that one CPU thread makes audio ready for the encoder")
+    decode_x: float = config.key(500.0, "times real time that one CPU thread makes audio ready for the encoder")
     write_mb_s: float = config.key(970.0, "MB/s of one writer of shards")
     unfinished: float = config.key(0.0, "share of the mapped answers that run to max_new_tokens: 1 if hardly trained")
     rates: str | None = config.key(None, "what tools.plan_capacity.calibrate has written; null: assumed rates")

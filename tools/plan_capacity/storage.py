@@ -88,6 +88,10 @@ def evaluation(corpus: Corpus, shapes: Shapes, texts: int) -> dict[str, float]:
     # The cascade's and the mappers' own transcripts are systems of their own.
     hypotheses = (texts + shapes.systems) * questions + (texts - 1 + shapes.systems) * corpus.num_test
     shown = cfg.examples * len(cfg.splits)
-    audio = corpus.audio_mb_per_hour * 1e6 * corpus.mean_s / 3600 * 4 / 3 if cfg.audio_root else 0.0
+    audio = (
+        corpus.audio_mb_per_hour * 1e6 * corpus.test_s / max(corpus.num_test, 1) / 3600 * 4 / 3
+        if cfg.audio_root
+        else 0.0
+    )
     answers = hypotheses * (_HYPOTHESIS + 2 * corpus.answer_bytes)
     return {"hypotheses": answers, "report": shown * (audio + _EXAMPLE) + _PICTURES}
