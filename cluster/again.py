@@ -2,8 +2,9 @@
 
     python -m cluster.again STATUS STAGE CONFIG.yaml [key=value ...]      # exit code 0: yes
 
-STATUS is srun's: the highest exit code of a task. A person's mistake or a bug never starts again. What a signal or the
-loss of a rank has ended does, SM_MAX_REQUEUES times (3) without progress: for training, a new checkpoint.
+STATUS is srun's: the highest exit code of a task. A mistake or a bug that ends all ranks never starts again. What a
+signal or the loss of a rank has ended does, SM_MAX_REQUEUES times (3) without progress: for training, a new checkpoint.
+One rank's mistake before the ranks have met, or its bug, is a lost rank to the others, and counts as such.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ TRAINING = ("pretrain", "tune")
 NOT_AGAIN = 3
 """This command's exit code for no."""
 REQUEUES = "requeues.json"
+MAX_REQUEUES = 3
 
 
 def verdict(status: int, times: int, limit: int) -> str | None:
@@ -58,6 +60,13 @@ def times_without_progress(stage: str, argv: list[str], env: Mapping[str, str]) 
     return times
 
 
+def _limit(env: Mapping[str, str]) -> int:
+    given = env.get("SM_MAX_REQUEUES") or str(MAX_REQUEUES)
+    if not given.isdigit():
+        raise UserError(f"SM_MAX_REQUEUES is {given!r}; it must be a number of starts, as {MAX_REQUEUES}")
+    return int(given)
+
+
 def run_folder(argv: list[str]) -> Path:
     """The run folder that a stage's command line names, read without its schema: that would cost seconds."""
     if not argv:
@@ -74,7 +83,7 @@ def main(argv: list[str]) -> None:
         raise UserError("usage: python -m cluster.again STATUS STAGE CONFIG.yaml [key=value ...]")
     if argv[0] == "0":
         sys.exit(NOT_AGAIN)
-    status, limit = int(argv[0]), int(os.environ.get("SM_MAX_REQUEUES") or 3)
+    status, limit = int(argv[0]), _limit(os.environ)
     may_start = verdict(status, 0, limit) is None
     times = times_without_progress(argv[1], argv[2:], os.environ) if may_start else 0
     if why := verdict(status, times, limit):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from cluster.doctor.machine import host_bytes
 from cluster.fit.need import Ranks, require_fits
 from cluster.submission import TRAINING, Job
 from sm_train.data import shards, store
+from sm_train.data.instructions import TASKS
 from sm_train.errors import UserError
 
 _INPUTS = ("manifest", "mapper", "prompts", "instructions")  # keys that name a file or folder which must be there
@@ -23,8 +25,14 @@ def check(job: Job) -> None:
         _check_memory(job)
     else:
         _check_one_process(job)
-    if not job.submit.after and job.home == Path.cwd():  # else another job, or another machine, has them
+    if job.home != Path.cwd():  # another machine has them
+        return
+    try:
         _check_inputs(job)
+    except UserError as error:
+        if not job.submit.after:
+            raise
+        print(f"warning: {error}; taken to come from job {job.submit.after}", file=sys.stderr)
 
 
 def _check_ranks(job: Job) -> None:
@@ -44,6 +52,8 @@ def _check_devices(job: Job) -> None:
             f"gpus_per_node is {submit.gpus_per_node} and ranks_per_node {submit.ranks_per_node}; a rank has one GPU: "
             "give the same number, or gpus_per_node=0 for CPUs"
         )
+    if engine.device == "auto" and not submit.gpus_per_node and submit.to == "local" and torch.cuda.is_available():
+        raise UserError("gpus_per_node is 0, but there are GPUs here: give their number, or engine.device=cpu")
     if engine.device == "cuda" and not submit.gpus_per_node:
         raise UserError("engine.device is 'cuda' and gpus_per_node 0; ask for GPUs, or set engine.device=cpu")
     if engine.device == "cpu" and submit.gpus_per_node:
@@ -70,6 +80,11 @@ def _check_one_process(job: Job) -> None:
     submit = job.submit
     if submit.ranks_per_node > 1:
         raise UserError(f"ranks_per_node is {submit.ranks_per_node}; only {' and '.join(TRAINING)} have ranks")
+    is_array = job.stage == "precompute" and submit.to == "slurm" and not submit.slurm.ray
+    if submit.gpus_per_node > 1 and is_array:
+        raise UserError(f"gpus_per_node is {submit.gpus_per_node}; each task of the array is one process: ask for 1")
+    if is_array and job.config.encoder.device == "cuda" and not submit.gpus_per_node:
+        raise UserError("encoder.device is 'cuda' and gpus_per_node 0; ask for gpus_per_node=1, or encoder.device=cpu")
     if submit.nodes > 1 and (job.stage != "precompute" or submit.to == "local"):
         raise UserError(f"nodes is {submit.nodes}; {job.stage} to {submit.to} runs on one machine")
 
@@ -83,4 +98,8 @@ def _check_inputs(job: Job) -> None:
     sets = getattr(cfg, "shards", None) if cfg is not None else job.words[0]
     for uri in sets if isinstance(sets, dict) else [sets] if isinstance(sets, str) else []:
         if "://" not in uri and not shards.is_complete(store.at(uri)):
-            raise UserError(f"shard set {uri} does not exist, or is not complete; run precompute first, or give after=")
+            chained = ", or give after= its job" if job.submit.to == "slurm" else ""
+            raise UserError(f"shard set {uri} does not exist, or is not complete; run precompute first{chained}")
+    if job.stage == "tune" and "://" not in cfg.shards and not Path(cfg.shards, "targets", cfg.target, TASKS).exists():
+        how = f"python -m cluster.retarget {cfg.shards} --name {cfg.target} --instructions FILE"
+        raise UserError(f"target set {cfg.shards}/targets/{cfg.target} has no tasks; write them: {how}")

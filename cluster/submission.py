@@ -3,7 +3,7 @@
 RUN/submitted/0001/ (RUN: the run folder of training and evaluation, the shard set of precompute and retarget)
 
     submission.json     stage, words, revision and digest of the code, when and by whom
-    config.yaml         the resolved config, which the job is started with
+    config.yaml         the resolved config, which the job is started with; prompts.yaml, those of tune
     code/               the packages as they were: the job imports these, whatever the working tree becomes
     job.*               what was sent: a script, or a request
 """
@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from sm_train.encoding.settings import PrecomputeConfig
 from sm_train.errors import UserError
 from sm_train.evaluate import EvaluateConfig
 from sm_train.pretrain import PretrainConfig
+from sm_train.runlog import REVISION
 from sm_train.tune import TuneConfig
 
 SCHEMAS: dict[str, Any] = {
@@ -129,6 +130,8 @@ def make(stage: str, words: list[str], submit: SubmitConfig) -> Job:
         if not words or words[0].startswith("-"):
             raise UserError("retarget: give the shard set first, then what cluster.retarget takes")
         cfg, run = None, words[0]
+    if stage in TRAINING and submit.gpus_per_node and cfg.engine.device == "auto":
+        cfg = replace(cfg, engine=replace(cfg.engine, device="cuda"))  # ranks that see no GPU must not train on CPUs
     root = Path("runs", run.partition("://")[2].strip("/").replace("/", "-")) if "://" in run else Path(run)
     folder = next_folder(root.resolve() / SUBMITTED)
     home = Path(submit.workdir).absolute() if submit.workdir else Path.cwd()
@@ -136,6 +139,7 @@ def make(stage: str, words: list[str], submit: SubmitConfig) -> Job:
     own = os.environ.get("PYTHONPATH")
     env = {
         "PYTHONSAFEPATH": "1",
+        "PYTHONUNBUFFERED": "1",
         "PYTHONPATH": os.pathsep.join([str(job.there(folder / "code")), *([own] if own else [])]),
     }
     job.env.update(env | {name: os.environ[name] for name in _CARRIED if name in os.environ})
@@ -162,13 +166,28 @@ def write(job: Job) -> None:
     for package in (sm_train, cluster):
         source = Path(str(package.__file__)).parent
         shutil.copytree(source, job.folder / "code" / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-    if job.config is not None:
-        config.dump(job.config, job.folder / "config.yaml")
+    cfg = job.config
+    if job.stage == "tune":  # prompts are part of what a run must go on with
+        shutil.copyfile(cfg.prompts, job.folder / "prompts.yaml")
+        cfg = replace(cfg, prompts=str(job.there(job.folder / "prompts.yaml")))
+    if cfg is not None:
+        config.dump(cfg, job.folder / "config.yaml")
     facts = {"stage": job.stage, "words": list(job.words), "submit": config.to_mapping(job.submit)}
     when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    by = {"submitted": when, "user": getpass.getuser(), "python": job.python, "workdir": str(job.home)}
-    code = {"revision": revision(), "code_sha256": digest(job.folder / "code")}
+    python = job.submit.python if job.submit.to == "ray" else job.python  # Ray's jobs run the cluster's
+    by = {"submitted": when, "user": _user(), "python": python or None, "workdir": str(job.home)}
+    if head := revision():
+        (job.folder / "code" / REVISION).write_text(f"{head}\n")
+    code = {"revision": head, "code_sha256": digest(job.folder / "code")}
     files.write_json(job.folder / "submission.json", {**facts, **code, **by})
+
+
+def _user() -> str:
+    """This user's name, or number: in a container there may be no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def revision() -> str | None:

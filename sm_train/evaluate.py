@@ -7,6 +7,7 @@ Writes results.json, hypotheses.jsonl and report.html into the run folder.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,7 @@ def run(cfg: EvaluateConfig) -> None:
     if all(path.exists() for path in outputs) and files.read_json(folder / DONE) == asked:
         print(f"{folder}: evaluated already")
     else:
+        print(f"{folder}: evaluating {len(trained)} mapper(s) on {', '.join(cfg.splits)}", file=sys.stderr, flush=True)
         (folder / DONE).unlink(missing_ok=True)
         _evaluate(cfg, folder, trained)
         files.write_json(folder / DONE, asked)

@@ -15,6 +15,9 @@ from sm_train import files
 
 METRICS = "metrics.jsonl"
 
+REVISION = "REVISION"
+"""A file beside a copy of the code: the commit that it was copied at."""
+
 
 def clock(seconds: float) -> str:
     """Seconds as h:mm:ss; ``?`` if there is no end in sight."""
@@ -44,6 +47,8 @@ def write_environment(folder: Path, world_size: int) -> None:
         code = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
     except OSError:  # no git here
         code = ""
+    if (noted := here.parent / REVISION).is_file():
+        code = noted.read_text().strip()
     names = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "ray")
     environment = {
         "python": platform.python_version(),

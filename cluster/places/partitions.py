@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from sm_train.errors import UserError
 
-FORMAT = "%P|%l|%s|%N|%c|%G"
-"""sinfo's fields: partition, time limit, nodes of a job, node, CPUs, GRES; one line a node and partition."""
+FORMAT = "%P|%l|%s|%N|%c|%G|%t"
+"""sinfo's fields: partition, time limit, nodes of a job, node, CPUs, GRES, state; one line a node and partition."""
 UNLIMITED = float("inf")
 
 
@@ -25,19 +25,22 @@ class Node:
     name: str
     cpus: int
     gpus: int
+    is_up: bool = True
+    """Neither down nor drained."""
 
 
 def read(said: str) -> list[Node]:
     """The nodes that ``sinfo --noheader --Node --format=FORMAT`` lists."""
     nodes = []
     for line in said.splitlines():
-        partition, limit, size, name, cpus, gres = line.strip().split("|")
+        partition, limit, size, name, cpus, gres, state = line.strip().split("|")
         most = size.partition("-")[2] or size
         # gpu:a100:4(S:0-1),nvme:1
         gpus = sum(int(n) for n in re.findall(r"(?:^|,)gpu(?::[^:,(]+)?:(\d+)", gres))
         most_nodes = float(most) if most.isdigit() else UNLIMITED
         cores = int(cpus.rstrip("+"))
-        nodes.append(Node(partition.rstrip("*"), partition.endswith("*"), limit, most_nodes, name, cores, gpus))
+        is_up = not re.match("down|drain|drng|fail|maint|unk|boot|pow|comp", state) and "*" not in state
+        nodes.append(Node(partition.rstrip("*"), partition.endswith("*"), limit, most_nodes, name, cores, gpus, is_up))
     return nodes
 
 
@@ -71,7 +74,8 @@ def check(found: list[Node], partition: str, nodes: int, cpus: int, gpus: int, t
         UserError: there is no such partition, or it has less.
     """
     names = sorted({node.partition for node in found})
-    own = [node for node in found if (node.partition == partition if partition else node.is_default)]
+    asked = partition.split(",") if partition else []
+    own = [node for node in found if (node.partition in asked if asked else node.is_default)]
     if not own:
         what = (
             f"slurm.partition is {partition!r}" if partition else "slurm.partition is not set, and none is the default"

@@ -77,7 +77,9 @@ def _ranks(job: Job) -> dict[str, Any]:
 
 def address(job: Job) -> str:
     """Where the cluster's dashboard is."""
-    return (job.submit.ray.address or os.environ.get("RAY_API_SERVER_ADDRESS") or DASHBOARD).rstrip("/")
+    ours = os.environ.get("RAY_ADDRESS", "")  # of a cluster, or of a dashboard, as Ray's own commands take it
+    named = os.environ.get("RAY_API_SERVER_ADDRESS") or (ours if ours.startswith("http") else "")
+    return (job.submit.ray.address or named or DASHBOARD).rstrip("/")
 
 
 def check(job: Job) -> None:
@@ -161,7 +163,10 @@ def send(job: Job) -> None:
     try:
         name = client.submit_job(**sent)
     except RuntimeError as error:
-        raise UserError(f"the job server at {where} refuses the job: {' '.join(str(error).split())[:500]}") from None
+        why = [line for line in str(error).splitlines() if line.strip()][-1].strip()
+        raise UserError(
+            f"the job server at {where} refuses the job: {why} (name= gives the job another name)"
+        ) from None
     for what in ("logs --follow", "status", "stop"):
         print(f"ray job {what} --address {where} {name}", file=sys.stderr, flush=True)
     if job.submit.ray.follow:
@@ -170,6 +175,10 @@ def send(job: Job) -> None:
         except KeyboardInterrupt:
             print(f"{name} goes on", file=sys.stderr)
             raise SystemExit(130) from None
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"lost sight of {name}, which may well go on: {error}; follow it by the line above"
+            ) from None
 
 
 async def _follow(client: Any, name: str) -> int:

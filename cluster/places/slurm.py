@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.again import MAX_REQUEUES
 from cluster.places import partitions
 from sm_train import config, files
 from sm_train.errors import UserError
@@ -34,16 +36,17 @@ class SlurmConfig:
     qos: str = config.key("", "quality of service")
     time: str = config.key("", "limit, as 30 (minutes), 8:00:00 or 1-12:00:00; default: the partition's")
     signal_s: int = config.key(300, "seconds before the limit at which processes are asked to save and leave")
-    cpus: int = config.key(
-        0, "CPUs of a rank or process; 0: those that precompute's config names, else SLURM's default"
-    )
+    cpus: int = config.key(0, "CPUs of a rank or process; 0: as many as the stage's config has threads and processes")
     mem: str = config.key("", "memory of a node, as 200G")
     constraint: str = config.key("", "features that nodes must have")
     nodelist: str = config.key("", "nodes to run on")
+    options: list[str] = config.key([], "more options of sbatch, as [--exclusive, --reservation=R]")
     setup: list[str] = config.key([], "lines of shell to run first, as [module load cuda]")
     tasks: int = config.key(1, "precompute: size of the job array that shares the units")
     ray: bool = config.key(False, "precompute: one job with a Ray of its own over the nodes, instead of an array")
-    max_requeues: int = config.key(3, "starts again without a new checkpoint (training), or at all (precompute)")
+    max_requeues: int = config.key(
+        MAX_REQUEUES, "starts again without a new checkpoint (training), or at all (precompute)"
+    )
 
     def __post_init__(self) -> None:
         for name, least in (("signal_s", 1), ("cpus", 0), ("tasks", 1), ("max_requeues", 0)):
@@ -83,6 +86,10 @@ def check(job: Job) -> None:
             raise UserError(
                 f"to=slurm: no {name} here; submit from a login node of the cluster, or look at dry_run=true"
             )
+    for identity in filter(None, submit.after.split(":")):
+        if subprocess.run(["scontrol", "show", "job", identity], capture_output=True, check=False).returncode:
+            why = "SLURM knows no such job, or none any more; nothing is waited for"
+            print(f"warning: after={identity}: {why}", file=sys.stderr)
     where = partitions.read(_run(["sinfo", "--noheader", "--Node", f"--format={partitions.FORMAT}"]))
     slurm = submit.slurm
     processes = submit.ranks_per_node * max(_cpus(job), 1)
@@ -91,7 +98,7 @@ def check(job: Job) -> None:
         try:
             _run(["sbatch", "--test-only"], text)
         except UserError as error:
-            if "not available" not in str(error):
+            if "not available" not in str(error) or all(node.is_up for node in where):
                 raise
             print(f"warning: {error}; it waits for nodes that are down or drained", file=sys.stderr)  # sbatch takes it
 
@@ -137,15 +144,21 @@ def _render(job: Job, template: str, args: list[str], is_joining: bool = False) 
     env = {**job.env, "PYTHON": job.python}
     if template == RAY:
         env["FOLDER"] = str(job.there(job.folder))
-    if job.submit.slurm.max_requeues != 3:
+    if job.submit.slurm.max_requeues != MAX_REQUEUES:
         env["SM_MAX_REQUEUES"] = str(job.submit.slurm.max_requeues)
     own = [
-        *(f"#SBATCH --{name}={value}" for name, value in options.items()),
+        *(f"#SBATCH --{name}={_quoted(str(value))}" for name, value in options.items()),
+        *(f"#SBATCH {option}" for option in job.submit.slurm.options),
         *job.submit.slurm.setup,
         *(f"export {name}={shlex.quote(value)}" for name, value in env.items()),
         f"set -- {shlex.join(args)}",
     ]
     return "\n".join([*kept, *own, *lines[last + 1 :], ""])
+
+
+def _quoted(value: str) -> str:
+    """A value as sbatch reads it from a script."""
+    return value if re.fullmatch(r"[\w./:,@%+=-]*", value) else '"' + re.sub(r'(["\\])', r"\\\1", value) + '"'
 
 
 def _options(job: Job, template: str, is_joining: bool) -> dict[str, object]:
@@ -154,7 +167,7 @@ def _options(job: Job, template: str, is_joining: bool) -> dict[str, object]:
     cpus = _cpus(job)
     options: dict[str, object] = {
         "job-name": f"{job.name}-join" if is_joining else job.name,
-        "output": f"{job.there(job.folder)}/slurm-{name}.log",
+        "output": f"{job.there(job.folder)}/slurm-".replace("%", "%%") + f"{name}.log",
         "chdir": job.home,
         "partition": slurm.partition,
         "account": slurm.account,
@@ -181,10 +194,12 @@ def _options(job: Job, template: str, is_joining: bool) -> dict[str, object]:
 
 
 def _cpus(job: Job) -> int:
-    """CPUs of a task: those asked for, or those that precompute's processes need; 0 leaves it to SLURM."""
-    if job.submit.slurm.cpus or job.stage != "precompute":
+    """CPUs of a task: those asked for, or those that its threads and processes need; 0 leaves it to SLURM."""
+    if job.submit.slurm.cpus or job.config is None:
         return job.submit.slurm.cpus
     cfg = job.config
+    if job.stage != "precompute":
+        return int(cfg.engine.threads if job.stage in TRAINING else cfg.threads)
     own = cfg.threads + (0 if cfg.decode_actors and job.submit.slurm.ray else cfg.decode_workers)
     if not job.submit.slurm.ray:
         return int(own)
@@ -204,5 +219,10 @@ def send(job: Job) -> None:
     for name, text in scripts(job):
         path = job.folder / name
         files.write_text(path, text)
-        identity = _run([*_sbatch(identity), str(path)]).strip().partition(";")[0]
+        try:
+            identity = _run([*_sbatch(identity), str(path)]).strip().partition(";")[0]
+        except UserError as error:
+            raise UserError(f"{error}; end the first with: scancel {identity}" if identity else str(error)) from None
         print(identity, flush=True)
+        log = f"{job.there(job.folder)}/slurm-{identity}{'_*' if 'array=' in text else ''}.log"
+        print(f"{name}: job {identity}; follow: tail -F {log}; end: scancel {identity}", file=sys.stderr, flush=True)

@@ -41,6 +41,8 @@ def stage(folder: Path, to: str | None) -> Path:
     root, wanted = Path(to), _wanted(folder)
     copy = root / _name(folder, wanted)
     needed = sum(path.stat().st_size for path in wanted.values())
+    if root.exists() and not root.is_dir():
+        raise UserError(f"stage_to {root} is a file; name a folder on the node's own disk")
     root.mkdir(parents=True, exist_ok=True)
     with _alone(root / f".{copy.name}.lock"):
         if _is_whole(copy):
@@ -65,9 +67,11 @@ def _wanted(folder: Path) -> dict[str, Path]:
 
 
 def _name(folder: Path, wanted: dict[str, Path]) -> str:
-    """Another content is another name: as far as a fingerprint of the weights tells, and by every byte of the rest."""
+    """Another content is another name: by a fingerprint, size and time of the weights, and every byte of the rest."""
     small = [f"{name} {file_digest(path)}" for name, path in sorted(wanted.items()) if path.suffix != ".safetensors"]
-    whole = digest("\n".join([checkpoints.fingerprint(folder), *sorted(wanted), *small]).encode())
+    large = [(name, path.stat()) for name, path in sorted(wanted.items()) if path.suffix == ".safetensors"]
+    changed = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in large]
+    whole = digest("\n".join([checkpoints.fingerprint(folder), *changed, *small]).encode())
     return f"{folder.resolve().name}-{whole}"
 
 
@@ -85,7 +89,11 @@ def _is_whole(copy: Path) -> bool:
     if not marker.is_file():
         return False
     is_fresh = 0 <= time.time() - marker.stat().st_mtime < _FRESH_S
-    for name, said in files.read_object(marker).items():
+    try:
+        copied = files.read_object(marker)
+    except UserError:
+        copied = {MARKER: {"bytes": 0}}  # damaged, and so is the copy
+    for name, said in copied.items():
         path = copy / name
         is_same = path.is_file() and path.stat().st_size == said["bytes"]
         if not is_same or not (is_fresh or file_digest(path) == said["xxh3"]):

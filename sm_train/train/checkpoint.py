@@ -179,7 +179,8 @@ def find(path: Path, name: str = "best") -> Path:
     Raises:
         UserError: there is none.
     """
-    if (path.is_symlink() and arrival.wait_for(path / WEIGHTS)) or (path / WEIGHTS).exists():
+    is_link = path.is_symlink() and os.path.basename(os.readlink(path)).startswith("step-")  # latest or best itself
+    if (is_link and arrival.wait_for(path / WEIGHTS)) or (path / WEIGHTS).exists():
         return path
     if not path.exists():
         raise UserError(f"run {path} does not exist")

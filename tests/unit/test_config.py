@@ -75,7 +75,7 @@ def test_every_mistake_is_one_line_that_names_it(tmp_path: Path, text: str, over
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("value", ["8:00:00", "12:13", "1-12:00:00", "30"])
+@pytest.mark.parametrize("value", ["8:00:00", "12:13", "1-12:00:00", "30", "12_3", "0123"])
 def test_a_time_stays_as_it_was_written(file: Path, value: str) -> None:
     assert load(file, f"path={value}").path == value
 

@@ -9,13 +9,13 @@ from sm_train.errors import UserError
 
 # sinfo 22.05's lines, with the GRES of a site that has several kinds.
 SAID = """\
-cpu*|1-00:00:00|1-infinite|c1|64|(null)
-cpu*|1-00:00:00|1-infinite|c2|64|(null)
-gpu|12:00:00|1-4|g1|32|gpu:a100:4(S:0-1),nvme:1
-gpu|12:00:00|1-4|g2|32|gpu:a100:4(S:0-1),nvme:1
-gpu|12:00:00|1-4|g3|96+|gpu:h100:8
-debug|30:00|1|c1|64|(null)
-mixed|infinite|1-infinite|m1|16|gpu:1,gpu:t4:2
+cpu*|1-00:00:00|1-infinite|c1|64|(null)|idle
+cpu*|1-00:00:00|1-infinite|c2|64|(null)|idle
+gpu|12:00:00|1-4|g1|32|gpu:a100:4(S:0-1),nvme:1|idle
+gpu|12:00:00|1-4|g2|32|gpu:a100:4(S:0-1),nvme:1|idle
+gpu|12:00:00|1-4|g3|96+|gpu:h100:8|idle
+debug|30:00|1|c1|64|(null)|idle
+mixed|infinite|1-infinite|m1|16|gpu:1,gpu:t4:2|idle
 """
 FOUND = partitions.read(SAID)
 

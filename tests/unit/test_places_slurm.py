@@ -10,7 +10,7 @@ import pytest
 from cluster import submit
 from cluster.places import slurm as to_slurm
 from sm_train.errors import UserError
-from tests.submitting import job, project, require_golden
+from tests.submitting import HOME, job, project, require_golden
 
 __all__ = ["project"]
 
@@ -103,3 +103,14 @@ def test_a_dry_run_needs_no_slurm(project: Path, monkeypatch: pytest.MonkeyPatch
 def test_a_value_out_of_range_is_named(word: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         submit.read([*PRETRAIN, word])
+
+
+def test_names_and_folders_are_written_as_sbatch_reads_them(project: Path) -> None:
+    lines = to_slurm.script(job(*PRETRAIN, "run=runs/a b%j", "name=my run", "slurm.options=[--exclusive]")).splitlines()
+    assert '#SBATCH --job-name="my run"' in lines
+    assert f'#SBATCH --output="{HOME}/runs/a b%%j/submitted/0001/slurm-%j.log"' in lines
+    assert "#SBATCH --exclusive" in lines
+
+
+def test_training_asks_for_a_cpu_a_thread() -> None:
+    assert "#SBATCH --cpus-per-task=6" in to_slurm.script(job(*PRETRAIN, "engine.threads=6")).splitlines()

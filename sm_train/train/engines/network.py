@@ -15,7 +15,7 @@ from ipaddress import ip_address
 
 import psutil
 
-from sm_train.errors import Lost
+from sm_train.errors import Lost, UserError
 from sm_train.train.engines.watch import is_collective
 
 GLOO = "GLOO_SOCKET_IFNAME"
@@ -38,6 +38,10 @@ def meeting() -> Iterator[None]:
         if not is_collective(error):
             raise
         rank, world_size, address, port = (os.environ.get(name) for name in _PLACE)
+        if "EADDRINUSE" in str(error):
+            raise UserError(
+                f"MASTER_PORT is {port}, which another process of {address} has; choose a free one"
+            ) from None
         raise Lost(
             f"rank {rank} on {socket.gethostname()} does not find the others at {address}, port {port}: "
             f"{str(error).splitlines()[0][:300]}; all {world_size} ranks must be started, reach that address and have "
