@@ -58,7 +58,7 @@ def hold(place: Place, share: str = "") -> Iterator[Store]:
     is_main = threading.current_thread() is threading.main_thread()
     before = signal.signal(_SIGNAL, lease.stop_here) if is_main else None
     try:
-        lease.begin(wake=is_main)
+        lease.wakes_main = is_main
         try:
             yield Guarded(lease.place, lease.require)
         finally:
@@ -85,11 +85,11 @@ class Lease:
         self._over = threading.Event()
         self._ending = threading.Lock()
         self._thread = threading.Thread(target=self._keep, name="owner", daemon=True)
-        self._wake = False
+        self.wakes_main = False
+        """Whether the main thread is to be stopped when the lease is lost."""
 
-    def begin(self, wake: bool) -> None:
-        """Start the heartbeat; ``wake`` says whether the main thread is to be stopped when the lease is lost."""
-        self._wake = wake
+    def begin(self) -> None:
+        """Start the heartbeat."""
         self._thread.start()
 
     def end(self) -> None:
@@ -132,7 +132,7 @@ class Lease:
                 self.place.write(leases.beat(self.folder, self.number), str(count).encode())
             except (UserError, OSError):
                 with self._ending:
-                    if self._lost and self._wake and not self._over.is_set():
+                    if self._lost and self.wakes_main and not self._over.is_set():
                         signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
                 if self._lost:
                     return
@@ -146,6 +146,7 @@ def _take_set(place: Store) -> Lease:
         if place.exists(SHARES):
             place.remove(SHARES)
     except BaseException:
+        lease.end()
         with suppress(UserError, OSError):
             lease.give_up()
         raise
@@ -161,6 +162,7 @@ def _take_share(place: Store, share: str) -> Lease:
             with suppress(FileNotFoundError):  # another share was faster
                 place.remove(FOLDER)
     except BaseException:
+        lease.end()
         with suppress(UserError, OSError):
             lease.give_up()
         raise
@@ -179,6 +181,7 @@ def _take(place: Store, folder: str) -> Lease:
             if place.write_new(leases.file(folder, last + 1), lease._data):
                 with suppress(UserError):
                     lease.require()
+                    lease.begin()  # whoever started at the same moment looks for a sign of life
                     return lease
                 raise UserError(
                     f"{place.uri}: {leases.holder(folder)} started at the same moment; this one leaves it the set"
