@@ -14,6 +14,7 @@ from typing import Any, TextIO
 from sm_train import files
 
 METRICS = "metrics.jsonl"
+_TAIL_BYTES = 1 << 20
 
 REVISION = "REVISION"
 """A file beside a copy of the code: the commit that it was copied at."""
@@ -64,9 +65,13 @@ def write_environment(folder: Path, world_size: int) -> None:
 def last_line(folder: Path) -> dict[str, Any]:
     """Attempt, step and time of the last whole line of a run's metrics; empty before the first."""
     path = folder / METRICS
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    if not path.exists():
+        return {}
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().splitlines()
     for line in reversed(lines):
-        with suppress(json.JSONDecodeError, KeyError, TypeError):  # the last line of a killed run
+        with suppress(ValueError, KeyError, TypeError):  # the last line of a killed run
             return {name: json.loads(line)[name] for name in ("attempt", "step", "time_s")}
     return {}
 

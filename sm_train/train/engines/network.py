@@ -30,10 +30,15 @@ def meeting() -> Iterator[None]:
 
     Raises:
         Lost: a collective has failed: some rank has not come, or is gone again.
+        UserError: the port is taken, or the environment names no place to meet at.
     """
     choose_interface()
     try:
         yield
+    except ValueError as error:
+        if "env:// rendezvous" not in str(error):  # torch's words for a variable that is not set
+            raise
+        raise UserError(f"{error}; ranks are started by torchrun, srun or cluster.submit") from None
     except RuntimeError as error:
         if not is_collective(error):
             raise
