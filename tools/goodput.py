@@ -114,7 +114,9 @@ def account(starts: Sequence[Json], lines: Sequence[Json]) -> Account:
         is_saved = start.get("how", "").startswith(_SAVED)
         found.losses += not is_saved and number + 1 < len(starts)
         if "ended" in start:
-            found.spend("checkpoint" if is_saved else "detect", _time_s(start["ended"]))
+            # One that was fenced off may end behind the next one's start, whose time it is then.
+            later = [_time_s(other["started"]) for other in starts[number + 1 : number + 2]]
+            found.spend("checkpoint" if is_saved else "detect", min([_time_s(start["ended"]), *later]))
         gap = "idle" if "ended" in start else "detect"
     return found
 

@@ -11,7 +11,7 @@ from sm_train import config
 from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig
 from tests.builders import ROOT
-from tools.plan_capacity import formulas, hardware, plan, render
+from tools.plan_capacity import formulas, hardware, plan, render, storage
 from tools.plan_capacity.__main__ import main
 from tools.plan_capacity.hardware import Mapper
 from tools.plan_capacity.plan import Plan
@@ -58,11 +58,6 @@ def test_the_mappers_work_by_the_exact_split_and_by_equal_blocks() -> None:
     equal = formulas.mapper_flop_per_s(138.5e6, 138.5e6, 25)
     assert equal == pytest.approx(15.6e9, rel=0.002)
     assert 960 * 3600 * equal == pytest.approx(53.9e15, rel=0.002)
-    rates = {"V100-32": 64e12, "A100-80": 160e12, "H100-80": 390e12}
-    fed = {name: formulas.feed_bytes_per_s(rate, exact, 51_200) / 1e6 for name, rate in rates.items()}
-    assert fed == pytest.approx({"V100-32": 260, "A100-80": 650, "H100-80": 1590}, rel=0.01)
-    fed = {name: formulas.feed_bytes_per_s(rate, equal, 51_200) / 1e6 for name, rate in rates.items()}
-    assert fed == pytest.approx({"V100-32": 210, "A100-80": 525, "H100-80": 1280}, rel=0.01)
 
 
 def test_floors_of_a_step() -> None:
@@ -73,12 +68,29 @@ def test_floors_of_a_step() -> None:
     assert formulas.all_reduce_s(554e6, 1, 10e9) == 0
 
 
-def test_the_frozen_llms_work_and_its_gathers() -> None:
-    assert formulas.llm_flop_per_token(8e9) == 32e9
-    assert formulas.llm_flop_per_token(8e9, recomputed=True) == 48e9
-    tokens = [formulas.min_tokens(160e12, bandwidth) for bandwidth in (230e9, 20e9, 11e9)]
-    assert tokens == pytest.approx([700, 8000, 14500], rel=0.01)
-    assert formulas.min_tokens(390e12, 360e9) == pytest.approx(1080, rel=0.01)
+@pytest.mark.parametrize(
+    ("steps", "save_every", "validate_every", "saves"),
+    [
+        (1000, 200, 200, 5),
+        (1000, 200, 0, 5),
+        (1000, 300, 0, 4),
+        (1000, 300, 200, 7),
+        (100, 1000, 30, 4),
+        (60, 6, 4, 20),
+    ],
+)
+def test_saves_are_counted_as_the_loop_makes_them(steps: int, save_every: int, validate_every: int, saves: int) -> None:
+    asked = {n for n in range(1, steps + 1) if n % save_every == 0 or n == steps}
+    best = {n for n in range(1, steps + 1) if validate_every and n % validate_every == 0}
+    assert storage.num_saves(steps, save_every, validate_every) == saves == len(asked | best)
+
+
+def test_fp32_is_planned_at_its_own_peak() -> None:
+    half, whole = (
+        planned("stages=[pretrain]", f"pretrain.words=[engine.precision={precision}]") for precision in ("bf16", "fp32")
+    )
+    slower = whole.stages[0].parts["compute"] / half.stages[0].parts["compute"]
+    assert slower == pytest.approx(312 / 19.5)
 
 
 def test_storing_pays_behind_the_first_epoch() -> None:
@@ -154,12 +166,21 @@ def test_a_million_hours_are_warned_of() -> None:
         (["hours=many"], "hours is many"),
         (["gpu=B300"], "gpu is 'B300'; those known are V100-32, A100-40, A100-80, H100-80, cpu"),
         (["gpus=8"], "8 GPUs do not divide batch.lanes, 4; give pretrain.gpus one of 1, 2, 4"),
-        (["gpus=4", "gpu=V100-32", "tune.words=[batch.samples=64]"], "tune: LLM meta-llama/Llama-3.1-8B-Instruct"),
+        (
+            ["gpus=4", "gpu=V100-32", "tune.words=[batch.samples=64,engine.precision=fp16]"],
+            "tune: LLM meta-llama/Llama-3.1-8B-Instruct",
+        ),
         (["gpus=4", "gpu=V100-32", "llm.layers=80", "stages=[evaluate]"], "do not fit V100-32"),
         (["tune.file=configs/tune/none.yaml"], "config file configs/tune/none.yaml does not exist"),
         (["stages=[encode]"], "stages names 'encode'"),
         (["llm={layers: 2}"], "llm lacks width"),
         (["corpus.lengths=[[1, gamma, 2, 3]]"], "corpus.lengths holds [1, 'gamma', 2, 3]"),
+        (["corpus.lengths=[[1, normal, 10, -1]]"], "corpus.lengths holds [1, 'normal', 10, -1]"),
+        (["corpus.lengths=[[1, uniform, 5, least]]"], "corpus.lengths holds [1, 'uniform', 5, 'least']"),
+        (["corpus.test_hours=-5"], "corpus.test_hours is -5"),
+        (["hours=[]"], "hours is []"),
+        (["llm.heads=0"], "llm.heads is 0"),
+        (["gpu=V100-32", "pretrain.words=[engine.precision=bf16]"], "take pretrain.words=[engine.precision=fp16]"),
         (["rates=none.json"], "file none.json does not exist"),
         (["gpus=4", "pretrain.gpus=8"], "pretrain.gpus is 8, but gpus is 4"),
     ],

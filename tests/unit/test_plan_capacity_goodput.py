@@ -80,10 +80,13 @@ def test_the_same_seed_gives_the_same_table(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("gpus=[]", "must name numbers"), ("gpus=four", "numbers are wanted"), ("runs=0", "runs is 0"),
-     ("replace_share=2", "between 0 and 1"), ("days", "not of the form key=value"), ("day=3", "unknown key 'day'")],
+    [("gpus=[]", "must name numbers"), ("gpus=four", "key 'gpus"), ("days=[1", "cannot be read"),
+     ("runs=0", "runs is 0"),
+     ("replace_share=2", "between 0 and 1"), ("days", "not of the form key=value"), ("day=3", "unknown key 'day'"),
+     ("interval_s=86400 mtbf_s=100", "nothing would ever be saved"), ("mtbf_s=1e-9", "a fault comes every 1e-09 s"),
+     ("mtbf_s=1", "too many to simulate")],
 )  # fmt: skip
 def test_a_mistake_is_one_line(word: str, said: str) -> None:
     with pytest.raises(UserError) as error:
-        main([word])
+        main(word.split())
     assert said in str(error.value)

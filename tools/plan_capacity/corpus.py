@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -108,12 +109,25 @@ def _sample(cfg: CorpusConfig) -> NDArray[np.float64]:
         return np.full(_SAMPLE, cfg.mean_s)
     rng, pieces = np.random.default_rng(0), []
     for entry in cfg.lengths:
-        share, kind, first, second = entry if isinstance(entry, list) and len(entry) == 4 else (0, None, 0, 0)
-        if kind not in ("normal", "uniform") or not share > 0:
-            raise UserError(f"corpus.lengths holds {entry!r}; [share, normal | uniform, number, number] is wanted")
-        pieces.append(getattr(rng, kind)(first, second, round(share * _SAMPLE)))
+        if not _is_piece(entry):
+            raise UserError(
+                f"corpus.lengths holds {entry!r}; [share, normal, mean, deviation] or [share, uniform, least, most] is "
+                "wanted, the share above zero"
+            )
+    whole = sum(entry[0] for entry in cfg.lengths)
+    for share, kind, first, second in cfg.lengths:
+        pieces.append(getattr(rng, kind)(first, second, round(share / whole * _SAMPLE)))
     durations_s = np.concatenate(pieces).clip(0.5)
     return rng.permutation(durations_s * (cfg.mean_s / durations_s.mean()))
+
+
+def _is_piece(entry: object) -> bool:
+    if not isinstance(entry, list) or len(entry) != 4:
+        return False
+    share, kind, first, second = entry
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in (share, first, second)):
+        return False
+    return share > 0 and ((kind == "normal" and second >= 0) or (kind == "uniform" and first <= second))
 
 
 def _of_manifest(cfg: CorpusConfig, shapes: Shapes) -> Corpus:

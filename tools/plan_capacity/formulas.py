@@ -36,14 +36,6 @@ def mapper_flop_per_s(first: float, rest: float, frame_hz: float) -> float:
     return 6 * (first * frame_hz / 2 + rest * frame_hz / 4)
 
 
-def llm_flop_per_token(parameters: float, *, recomputed: bool = False) -> float:
-    """FLOPs of a token through a frozen LLM in training: 4 P, forward and the activations' gradient; 6 P recomputed.
-
-    The weights' own gradient, another 2 P, is not needed.
-    """
-    return (6 if recomputed else 4) * parameters
-
-
 def times_real_time(flop_per_s: float, flop_per_audio_s: float) -> float:
     """RTFx: seconds of audio in a second of work."""
     return flop_per_s / flop_per_audio_s
@@ -54,11 +46,6 @@ def feature_bytes_per_s(frame_hz: float, width: int) -> float:
     return frame_hz * width * FEATURE_BYTES
 
 
-def feed_bytes_per_s(flop_per_s: float, flop_per_audio_s: float, bytes_per_audio_s: float) -> float:
-    """Bytes of features that one GPU takes in a second if nothing but its arithmetic holds it up."""
-    return times_real_time(flop_per_s, flop_per_audio_s) * bytes_per_audio_s
-
-
 def adam_s(parameters: float, memory_bytes_s: float) -> float:
     """The least an AdamW update takes: 30 bytes a parameter through the GPU's memory."""
     return ADAM_BYTES * parameters / memory_bytes_s
@@ -67,14 +54,6 @@ def adam_s(parameters: float, memory_bytes_s: float) -> float:
 def all_reduce_s(num_bytes: float, ranks: int, link_bytes_s: float) -> float:
     """A ring's all-reduce: every rank sends and receives 2 (W - 1) / W of the bytes (Patarasuk and Yuan, 2009)."""
     return 2 * (ranks - 1) / ranks * num_bytes / link_bytes_s
-
-
-def min_tokens(flop_per_s: float, gather_bytes_s: float) -> float:
-    """T_min: tokens of a micro-batch above which ZeRO-3's gathers hide behind the compute.
-
-    Gathers bring 2 bytes a weight twice, 4 P; the compute is 4 P T: so T_min = FLOP/s over bytes/s.
-    """
-    return flop_per_s / gather_bytes_s
 
 
 def decoding_s(weight_bytes: float, memory_bytes_s: float, least_s: float) -> float:

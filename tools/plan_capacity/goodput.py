@@ -9,8 +9,8 @@ a restart too.
 
 from __future__ import annotations
 
-import json
 import math
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +24,8 @@ DAY_S = 86_400
 LLAMA_3_FAULTS = 4.7e-4
 """Faults of a GPU in a day: 419 unexpected interruptions in 54 days on 16,384 GPUs (Llama 3, arXiv 2407.21783)."""
 _MOST_FAULTS = 4_000_000
+_LONGEST = 500.0
+"""An interval by the time between faults: exp of it is a number still."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class GoodputConfig:
         """M: a node fails as often as all its GPUs together, and a job as often as all its nodes."""
         nodes = math.ceil(gpus / self.gpus_per_node)
         per_node = self.faults_per_gpu_day * min(self.gpus_per_node, gpus) / DAY_S
-        return self.mtbf_s or 1 / (nodes * per_node)
+        mean_s = self.mtbf_s or 1 / (nodes * per_node)
+        if mean_s < 1:
+            raise UserError(f"a fault comes every {mean_s:g} s on {gpus:,} GPUs; it must be every second or less often")
+        return mean_s
 
     @property
     def outage_s(self) -> float:
@@ -95,6 +100,8 @@ class Simulated:
 def simulate(cfg: GoodputConfig, mean_s: float, interval_s: float) -> Simulated:
     """Simulate jobs fault by fault; exact for exponential times between faults, as nothing is approximated."""
     whole_s = cfg.days * DAY_S
+    if whole_s / mean_s > _MOST_FAULTS / 2:
+        raise UserError(f"days is {cfg.days:g}, with a fault every {mean_s:g} s: too many to simulate; take fewer days")
     most = math.ceil(whole_s / mean_s + 8 * math.sqrt(whole_s / mean_s) + 8)
     runs = max(min(cfg.runs, _MOST_FAULTS // most), 1)
     rng = np.random.default_rng(cfg.seed)
@@ -129,6 +136,11 @@ def row(cfg: GoodputConfig, gpus: int) -> list[str]:
     """One line of the table."""
     mean_s = cfg.mean_s(gpus)
     interval_s = cfg.interval_s or formulas.best_interval_s(cfg.stall_s, mean_s)
+    if (interval_s + cfg.stall_s) / mean_s > _LONGEST:
+        raise UserError(
+            f"interval_s is {interval_s:g} with a stall of {cfg.stall_s:g} s and a fault every {mean_s:g} s: nothing "
+            "would ever be saved; take a shorter one, or interval_s=0 for the best"
+        )
     found = simulate(cfg, mean_s, interval_s)
     first_order = formulas.goodput(interval_s, cfg.stall_s, cfg.outage_s, mean_s)
     exact = formulas.goodput_exact(interval_s, cfg.stall_s, cfg.survived(mean_s), mean_s)
@@ -154,16 +166,8 @@ def main(argv: list[str]) -> None:
             f"usage: python -m tools.plan_capacity.goodput [key=value ...]\n\nkeys:\n{config.describe(GoodputConfig)}"
         )
         return
-    if wrong := [word for word in argv if "=" not in word]:
-        raise UserError(f"{wrong[0]!r} is not of the form key=value; --help lists the keys")
-    words = dict(word.split("=", 1) for word in argv)
-    if (gpus := words.get("gpus", "[")) and not gpus.startswith("["):
-        words["gpus"] = f"[{gpus}]"
-    try:
-        given = {name: json.loads(value) if value.startswith("[") else value for name, value in words.items()}
-    except ValueError:
-        raise UserError(f"gpus is {words['gpus']!r}; numbers are wanted, as gpus=[4,4096]") from None
-    cfg = config.from_mapping(GoodputConfig, given, "tools.plan_capacity.goodput")
+    words = [f"gpus=[{word[5:]}]" if re.fullmatch(r"gpus=[^\[].*", word) else word for word in argv]
+    cfg = config.from_words(GoodputConfig, words, "tools.plan_capacity.goodput")
     print(f"d {cfg.stall_s:g} s, R {cfg.outage_s:g} s, {cfg.days:g} days, seed {cfg.seed}\n\n{table(cfg)}")
 
 

@@ -44,9 +44,6 @@ class Place:
     def targets(self) -> Path:
         return self.shards / "targets" / self.shapes.pretrain.target
 
-    def run(self, name: str) -> Path:
-        return self.folder / name
-
 
 def carve(cfg: PlanConfig, folder: Path, sizes: Sizes) -> Place:
     """A corpus of some of the plan's utterances, spread over all of it, and the plan for it.
@@ -138,14 +135,9 @@ def timed(place: Place, stage: str) -> float:
     return seconds
 
 
-def bytes_of(folder: Path, but: Sequence[str] = ()) -> int:
-    """Bytes of all files below a folder, links and some of its own folders left out."""
-    left_out = {folder / name for name in but}
-    return sum(
-        path.stat().st_size
-        for path in folder.rglob("*")
-        if path.is_file() and not path.is_symlink() and not left_out & set(path.parents) and path not in left_out
-    )
+def bytes_of(folder: Path) -> int:
+    """Bytes of all files below a folder, links left out."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
 
 
 def load() -> float:

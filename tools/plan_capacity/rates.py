@@ -10,7 +10,7 @@ from sm_train import files
 from sm_train.errors import UserError
 from tools.plan_capacity import formulas
 from tools.plan_capacity.corpus import Corpus
-from tools.plan_capacity.hardware import MEMORY_GB_S, Batch, Gpu, time_terms
+from tools.plan_capacity.hardware import MEMORY_GB_S, Batch, Gpu, in_precision, time_terms
 from tools.plan_capacity.settings import PlanConfig
 from tools.plan_capacity.shapes import Shapes
 
@@ -69,6 +69,10 @@ def _assumed(value: float, unit: str, source: str) -> Rate:
     return Rate(value, unit, "assumed", source)
 
 
+def _peak(gpu: Gpu) -> str:
+    return f"{gpu.reached:.0%} of {gpu.peak_tflops:g} TFLOP/s (docs/benchmarks.md)"
+
+
 def assumed(cfg: PlanConfig, shapes: Shapes, corpus: Corpus, gpu: Gpu) -> Rates:
     """Rates of a GPU by formulas, published peaks and assumed shares of them."""
     flop_s, memory = gpu.reached * gpu.peak_tflops * 1e12, MEMORY_GB_S[gpu.name] * 1e9
@@ -78,14 +82,15 @@ def assumed(cfg: PlanConfig, shapes: Shapes, corpus: Corpus, gpu: Gpu) -> Rates:
         cfg.encoder_parameters, shapes.precompute.encoder.layer, shapes.width, corpus.mean_s
     )
     frame_flop = formulas.mapper_flop_per_s(first, mapper.parameters - first, hz) / hz
-    peak = f"{gpu.reached:.0%} of {gpu.peak_tflops:g} TFLOP/s (docs/benchmarks.md)"
+    first_gpu, second_gpu = (in_precision(gpu, stage.engine.precision) for stage in (shapes.pretrain, shapes.tune))
+    first_flop_s = first_gpu.reached * first_gpu.peak_tflops * 1e12
     batch, item_bytes = shapes.evaluate.batch_size, 4 if shapes.evaluate.llm.dtype == "float32" else 2
     token_s = formulas.decoding_s(item_bytes * llm.parameters, _MEMORY_REACHED * memory, _LEAST_DECODE_S)
     positions, answer = round(corpus.mean_s * hz / 4), round(corpus.tokens) + 1
     row = round(corpus.prompt_tokens) + positions + answer
     prompt_s = 2 * llm.layer_parameters * row / flop_s
     recomputed = shapes.tune.checkpoint_activations
-    one = time_terms(llm, mapper, Batch(1, row, positions, answer), "replicated", 1, gpu, recomputed=recomputed)
+    one = time_terms(llm, mapper, Batch(1, row, positions, answer), "replicated", 1, second_gpu, recomputed=recomputed)
     decoded = f"the LLM's bytes through {_MEMORY_REACHED:.0%} of the memory's bandwidth, at least {_LEAST_DECODE_S:g} s"
     start = "loading; a guess"
     return Rates(
@@ -102,12 +107,14 @@ def assumed(cfg: PlanConfig, shapes: Shapes, corpus: Corpus, gpu: Gpu) -> Rates:
         pretrain_step_s=_assumed(
             formulas.adam_s(mapper.parameters, memory), "s a step", "AdamW: 30 bytes a parameter at the memory's peak"
         ),
-        pretrain_frame_s=_assumed(frame_flop / flop_s, "s a padded frame", peak),
-        pretrain_valid_x=_assumed(3 * flop_s / (frame_flop * hz) / 2, "x real time", "forward, half as efficient"),
+        pretrain_frame_s=_assumed(frame_flop / first_flop_s, "s a padded frame", _peak(first_gpu)),
+        pretrain_valid_x=_assumed(
+            3 * first_flop_s / (frame_flop * hz) / 2, "x real time", "forward, half as efficient"
+        ),
         save_s=_assumed(0.39 * mapper.parameters / 277e6, "s", "the paper's mapper here (docs/benchmarks.md)"),
         tune_start_s=_assumed(120, "s", start),
         tune_step_s=_assumed(formulas.adam_s(mapper.parameters, memory), "s a step", "as pretrain_step_s"),
-        tune_token_s=_assumed(one["compute"] / row, "s a padded token, mapper and head included", peak),
+        tune_token_s=_assumed(one["compute"] / row, "s a padded token, mapper and head included", _peak(second_gpu)),
         tune_valid_s=_assumed(prompt_s, "s an utterance", "forward"),
         evaluate_start_s=_assumed(120, "s", start),
         hear_s=_assumed(0.02, "s an utterance and mapper", "launches of one forward; a guess"),
@@ -125,6 +132,7 @@ def facts(cfg: PlanConfig, shapes: Shapes) -> dict[str, Any]:
         "encoder": [shapes.precompute.encoder.path, shapes.precompute.encoder.layer, shapes.precompute.encoder.dtype],
         "mapper": [*shapes.pretrain.mapper.widths, shapes.pretrain.mapper.layers],
         "llm": shapes.evaluate.llm.path,
+        "precision": [shapes.pretrain.engine.precision, shapes.tune.engine.precision],
         "placement": shapes.tune.placement,
         "lanes": [shapes.pretrain.batch.lanes, shapes.tune.batch.lanes],
         "batch_size": shapes.evaluate.batch_size,

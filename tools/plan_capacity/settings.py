@@ -46,6 +46,12 @@ class CorpusConfig:
     id_bytes: float = config.key(16.0, "bytes of an id")
     audio_bytes: float = config.key(45.0, "bytes of the path of an audio file")
 
+    def __post_init__(self) -> None:
+        for name in ("audio_mb_per_hour", "words_per_hour", "tokens_per_word", "prompt_tokens", "valid_hours",
+                     "test_hours", "tasks_per_utterance", "text_bytes", "id_bytes", "audio_bytes"):  # fmt: skip
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"corpus.{name} is {getattr(self, name)}; it must be 0 or more")
+
 
 @dataclass(frozen=True)
 class PlanConfig:
@@ -84,6 +90,8 @@ class PlanConfig:
     out: str | None = config.key(None, "file to write the plan to, as JSON")
 
     def __post_init__(self) -> None:
+        if not self.sizes:
+            raise ValueError("hours is []; give one size or more, as hours=[960.9,10000]")
         for hours in self.sizes:
             if isinstance(hours, bool) or not isinstance(hours, int | float) or not 0 <= hours < math.inf:
                 raise ValueError(f"hours is {hours}; it must be above zero")
@@ -100,7 +108,7 @@ class PlanConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more")
         if not 0 <= self.unfinished <= 1:
             raise ValueError(f"unfinished is {self.unfinished}; it must lie between 0 and 1")
-        if not self.corpus.manifest and not self.corpus.mean_s > 0:
+        if not self.corpus.manifest and not 0 < self.corpus.mean_s < math.inf:
             raise ValueError(f"corpus.mean_s is {self.corpus.mean_s}; it must be above zero")
 
     @property

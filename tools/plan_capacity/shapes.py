@@ -79,4 +79,7 @@ def _llm(cfg: PlanConfig, path: str, revision: str | None) -> tuple[Llama, Path 
             raise UserError(f"{error}; give it, as llm={{{', '.join(_LLAMA)}}}") from None
     if missing := [name for name in _LLAMA if name not in cfg.llm]:
         raise UserError(f"llm lacks {', '.join(missing)}; give the shape of {path} whole")
+    for name in _LLAMA:
+        if cfg.llm[name] < 1:
+            raise UserError(f"llm.{name} is {cfg.llm[name]}; it must be above zero")
     return Llama(**{name: cfg.llm[name] for name in _LLAMA}), folder

@@ -75,10 +75,18 @@ def checkpoint(parameters: float) -> float:
     return formulas.CHECKPOINT_BYTES * parameters + 3 * 110 * 70 + 8_000
 
 
+def num_saves(steps: int, save_every: int, validate_every: int) -> int:
+    """Saves of a run, at most: at multiples of save_every, at the last step, and where a validation is the best."""
+    either = steps // save_every
+    if validate_every:
+        either += steps // validate_every - steps // math.lcm(save_every, validate_every)
+    has_last = steps % save_every == 0 or (validate_every > 0 and steps % validate_every == 0)
+    return either + (not has_last)
+
+
 def checkpoints(parameters: float, steps: int, save_every: int, validate_every: int, keep: int) -> dict[str, float]:
     """What a run leaves, the best checkpoint being among the newest; ``while saving`` is the next one beside them."""
-    saves = -(-steps // math.gcd(save_every, validate_every or save_every))
-    one = checkpoint(parameters)
+    saves, one = num_saves(steps, save_every, validate_every), checkpoint(parameters)
     return {"checkpoints": min(saves, keep) * one, "while saving": one if saves > 1 else 0.0, "metrics": steps * 900.0}
 
 

@@ -13,6 +13,7 @@ from tools.plan_capacity.hardware import (
     MARGIN,
     PLACEMENTS,
     across,
+    in_precision,
     predict,
     pretrain_terms,
     time_terms,
@@ -74,7 +75,7 @@ def pretrain(job: Job) -> StagePlan:
     """Stage 1: the config's steps, or as many as so many epochs have.
 
     Raises:
-        UserError: a micro-batch does not fit the GPU.
+        UserError: a micro-batch does not fit the GPU, or its precision does not.
     """
     cfg, shapes, rates, gpus = job.cfg, job.shapes, job.rates, job.cfg.gpus_of("pretrain")
     planned = steps.pretraining(job.corpus, shapes, gpus)
@@ -91,7 +92,7 @@ def pretrain(job: Job) -> StagePlan:
     every = loop.validate_every if shapes.pretrain.valid_splits and job.corpus.num_valid else 0
     times = -(-num_steps // every) if every else 0
     valid_s = job.corpus.valid_s / (gpus * rates.pretrain_valid_x.value)
-    saves = -(-num_steps // math.gcd(loop.save_every, every or loop.save_every))
+    saves = storage.num_saves(num_steps, loop.save_every, every)
     made = _training(
         job, "pretrain", gpus, num_steps, planned, parts, rates.pretrain_start_s.value, (times, valid_s), saves
     )
@@ -99,13 +100,22 @@ def pretrain(job: Job) -> StagePlan:
     return _warn_of_tables(job, made)
 
 
+def _require_precision(job: Job, stage: str, precision: str) -> None:
+    if precision == "bf16" and job.gpu.precision == "fp16":
+        raise UserError(
+            f"{stage}: engine.precision is bf16, which {job.gpu.name} is not made for; take "
+            f"{stage}.words=[engine.precision=fp16]"
+        )
+
+
 def _require_frames(job: Job, gpus: int, planned: Steps) -> list[str]:
     if job.cfg.gpu == "cpu":
         return []
     cfg, (items, longest) = job.shapes.pretrain, planned.largest
+    _require_precision(job, "pretrain", cfg.engine.precision)
     stage = cfg.engine.zero_stage if cfg.engine.name == "deepspeed" else 0
     frames = items * longest // cfg.engine.split
-    gib = sum(pretrain_terms(job.shapes.mapper, frames, gpus, job.gpu.precision, stage).values()) / GIB
+    gib = sum(pretrain_terms(job.shapes.mapper, frames, gpus, cfg.engine.precision, stage).values()) / GIB
     room = f"{MARGIN * job.gpu.memory_gib:.1f} GiB of {job.gpu.name}"
     if gib > MARGIN * job.gpu.memory_gib:
         raise UserError(
@@ -124,12 +134,12 @@ def tune(job: Job) -> StagePlan:
     """Stage 2: the config's steps, by placement.
 
     Raises:
-        UserError: the LLM does not fit the GPU with the config's placement.
+        UserError: the LLM does not fit the GPU with the config's placement, or its precision does not.
     """
     cfg, shapes, rates, gpus = job.cfg, job.shapes, job.rates, job.cfg.gpus_of("tune")
     planned, loop = steps.tuning(job.corpus, shapes, gpus), shapes.tune.loop
     notes = _require_room(job, gpus, planned)
-    gpu = across(job.gpu, gpus, cfg.gpus_per_node, cfg.network_gb_s)
+    gpu = across(in_precision(job.gpu, shapes.tune.engine.precision), gpus, cfg.gpus_per_node, cfg.network_gb_s)
     one = steps.micro_batch(job.corpus, shapes, planned, largest=False)
     times = time_terms(shapes.llm, shapes.mapper, one, shapes.tune.placement, gpus, gpu)
     parts = {
@@ -146,7 +156,7 @@ def tune(job: Job) -> StagePlan:
     every = loop.validate_every if shapes.tune.valid_splits and job.corpus.num_valid else 0
     times_valid = -(-loop.steps // every) if every else 0
     valid_s = job.corpus.num_valid * rates.tune_valid_s.value / gpus
-    saves = -(-loop.steps // math.gcd(loop.save_every, every or loop.save_every))
+    saves = storage.num_saves(loop.steps, loop.save_every, every)
     made = _training(
         job, "tune", gpus, loop.steps, planned, parts, rates.tune_start_s.value, (times_valid, valid_s), saves
     )
@@ -158,9 +168,11 @@ def _require_room(job: Job, gpus: int, planned: Steps) -> list[str]:
     cfg, shapes = job.cfg, job.shapes
     if cfg.gpu == "cpu":
         return []
+    _require_precision(job, "tune", shapes.tune.engine.precision)
     batch = steps.micro_batch(job.corpus, shapes, planned, largest=True)
     placement, recomputed = shapes.tune.placement, shapes.tune.checkpoint_activations
-    found = {(p, r): predict(job.gpu, shapes.llm, shapes.mapper, batch, p, gpus, recomputed=r)
+    gpu = in_precision(job.gpu, shapes.tune.engine.precision)
+    found = {(p, r): predict(gpu, shapes.llm, shapes.mapper, batch, p, gpus, recomputed=r)
              for p in PLACEMENTS for r in (False, True)}  # fmt: skip
     asked = found[placement, recomputed]
     room = f"{MARGIN * job.gpu.memory_gib:.1f} GiB of {cfg.gpu}"
