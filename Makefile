@@ -1,6 +1,6 @@
 # make demo   speech -> shards -> mapper, pretrained and tuned -> the LLM's answers -> report, on two cores
 # make test   every test but those marked gpu and chaos
-# make chaos  thousands of random faults: corrupted shards, killed runs, crash points of saves (a quarter of an hour)
+# make chaos  thousands of random faults: corrupted shards, killed runs, crash points of saves, a drill (an hour or more)
 # make bench  every figure of docs/benchmarks.md, beside other systems (an hour)
 # make check  format, lint, types
 # make seeds  the demo's training with three seeds, and their spread (make demo first)
