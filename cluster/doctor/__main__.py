@@ -15,8 +15,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch.distributed as dist
-
 from cluster.doctor import allreduce, inputs, machine, sizes, software, trial
 from cluster.doctor.findings import FAIL, WARN, Check, Finding, carry_out
 from cluster.doctor.work import SCHEMAS, Work
@@ -26,6 +24,8 @@ from sm_train import config
 from sm_train.errors import UserError, exit_hard, run_command
 
 STAGES = tuple(name for name, schema in SCHEMAS.items() if schema)
+_SPARE_S = 60.0
+"""Beyond the limits of all checks, that ranks wait for each other at the end."""
 
 
 def read(argv: list[str]) -> Work | None:
@@ -63,7 +63,14 @@ def checks(work: Work | None) -> list[Check]:
 def look(work: Work | None) -> Iterator[Finding]:
     """Every finding of this process, as it comes; then what the ranks say together."""
     rank, world_size = allreduce.place()
-    broken, seen = allreduce.meet() if world_size > 1 else None, []
+    seen: list[Finding] = []
+    group = None
+    if world_size > 1:  # measured now, while no rank is busy with checks of its own
+        if met := allreduce.meet():
+            yield met
+        else:
+            measured, group = allreduce.across(_SPARE_S + sum(check.limit_s for check in checks(work)))
+            yield measured
     # Of a node one rank looks; what a config names is the same for all of them.
     mine = checks(work) if rank == 0 else checks(None) if os.environ.get("LOCAL_RANK", "0") == "0" else []
     for check in mine:
@@ -72,13 +79,8 @@ def look(work: Work | None) -> Iterator[Finding]:
             yield finding
     if world_size == 1:
         yield from carry_out(Check(allreduce.NAME, allreduce.here, 50.0))
-        return
-    if broken:
-        yield broken
-        return
-    yield allreduce.across()
-    yield from allreduce.gathered(seen)
-    dist.barrier()
+    elif group:
+        yield from allreduce.gathered(seen, group)
 
 
 def main(argv: list[str]) -> None:

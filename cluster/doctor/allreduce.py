@@ -23,6 +23,7 @@ from cluster.launch import address_of, rank_variables
 from cluster.training.ranks import Place, code_first, free_port
 from sm_train.data import processes
 from sm_train.errors import exit_hard, printable
+from sm_train.train.engines.network import choose_interface
 
 NAME = "all-reduce"
 _BYTES, _REPEATS, _SMALL_REPEATS = 64 << 20, 3, 20
@@ -40,7 +41,8 @@ def place() -> tuple[int, int]:
         UserError: the first node of srun has no address.
     """
     env = os.environ
-    if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_NTASKS", "1")) > 1:
+    # A batch script has SLURM_NTASKS and SLURM_PROCID too, and is one process: a step alone has ranks.
+    if "RANK" not in env and "SLURM_PROCID" in env and int(env.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         env.update(rank_variables(env, address_of))
     return int(env.get("RANK", "0")), int(env.get("WORLD_SIZE", "1"))
 
@@ -55,6 +57,7 @@ def join(limit_s: float) -> torch.device:
     if torch.cuda.is_available():
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    choose_interface()
     dist.init_process_group("gloo" if device.type == "cpu" else "nccl", timeout=timedelta(seconds=limit_s))
     return device
 
@@ -132,35 +135,64 @@ def meet(limit_s: float = 60.0) -> Finding | None:
     return None
 
 
-def across() -> Finding:
-    """All-reduce across the ranks that have met; every rank must call it."""
-    is_gpu = dist.get_backend() == "nccl"
+def across(later_s: float) -> tuple[Finding, dist.ProcessGroup | None]:
+    """All-reduce across the ranks that have met; every rank must call it at once.
+
+    Returns:
+        what was measured; and a group for :func:`gathered`, whose ranks wait ``later_s`` for each other, as one may
+        be busy with checks by then. None if the ranks have failed.
+    """
     try:
-        device = torch.device("cuda", torch.cuda.current_device()) if is_gpu else torch.device("cpu")
-        return judged(measure(device), f"over {dist.get_backend()}")
+        found = judged(measure(_device()), f"over {dist.get_backend()}")
+        return found, dist.new_group(timeout=timedelta(seconds=later_s))
     except RuntimeError as error:
-        return _broken(f"rank {dist.get_rank()} on {socket.gethostname()}", error)
+        return _broken(_who(), error), None
+
+
+def _device() -> torch.device:
+    is_gpu = dist.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if is_gpu else torch.device("cpu")
+
+
+def _who() -> str:
+    return f"rank {dist.get_rank()} on {socket.gethostname()}"
 
 
 def _broken(who: str, error: Exception) -> Finding:
     return Finding(FAIL, NAME, f"{who}: {printable(' '.join(str(error).split()), 200)}", _REMEDY)
 
 
-def gathered(findings: Sequence[Finding]) -> Iterator[Finding]:
+def packed(findings: Sequence[Finding], where: str) -> bytes:
+    """Findings as JSON of at most _ROOM bytes, failures first; the last one says how many have no room."""
+    rows = [[f.mark, f.name, f"{where}: {f.text}", f.remedy] for f in sorted(findings, key=lambda f: f.mark != FAIL)]
+    for count in range(len(rows), -1, -1):
+        left = len(rows) - count
+        mark = FAIL if any(row[0] == FAIL for row in rows[count:]) else WARN
+        more = [[mark, "ranks", f"{where}: {left} more findings", "run the doctor there"]] if left else []
+        if len(data := json.dumps(rows[:count] + more).encode()) <= _ROOM:
+            return data
+    return b"[]"
+
+
+def gathered(findings: Sequence[Finding], group: dist.ProcessGroup | None = None) -> Iterator[Finding]:
     """What the first rank of each other node warns of or fails in; every rank must call it, once they have met.
 
-    As JSON in tensors: nothing that another machine wrote is unpickled.
+    As JSON in tensors: nothing that another machine wrote is unpickled. Ranks that are lost are a finding.
     """
     mine = [f for f in findings if f.mark in (WARN, FAIL)] if os.environ.get("LOCAL_RANK", "0") == "0" else []
-    where = f"rank {dist.get_rank()} on {socket.gethostname()}"
-    data = json.dumps([[f.mark, f.name, f"{where}: {f.text}", f.remedy] for f in mine]).encode()[:_ROOM]
-    device = torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
-    sent = torch.zeros(_ROOM, dtype=torch.uint8, device=device)
-    sent[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
-    parts = [torch.zeros_like(sent) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, sent)
-    for part in parts[1:]:
-        for words in json.loads(bytes(part.cpu().tolist()).rstrip(b"\0")):
+    data, device = packed(mine, _who()), _device()
+    try:
+        sent = torch.zeros(_ROOM, dtype=torch.uint8, device=device)
+        sent[: len(data)] = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(device)
+        parts = [torch.zeros_like(sent) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, sent, group=group)
+        said = [bytes(part.cpu().tolist()).rstrip(b"\0") for part in parts[1:]]
+        dist.barrier(group=group)  # the first rank, whose store it is, leaves no earlier than the others
+    except RuntimeError as error:
+        yield _broken(_who(), error)
+        return
+    for data in said:
+        for words in json.loads(data):
             yield Finding(*words)
 
 

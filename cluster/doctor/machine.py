@@ -6,7 +6,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -32,21 +32,47 @@ def checks(folder: Path) -> list[Check]:
     ]
 
 
-def host_bytes() -> tuple[float, float]:
-    """Memory that this process may use, and what of it is free: the machine's, or its container's if that is less."""
-    lines = Path("/proc/meminfo").read_text().splitlines()
+def host_bytes(root: Path = Path("/")) -> tuple[float, float]:
+    """Memory that this process may use, and what of it is free: the machine's, or its control group's if that is less.
+
+    The groups are the process's own and all above it, of version 2 or 1; page cache that can go counts as free.
+    """
+    lines = (root / "proc/meminfo").read_text().splitlines()
     kib = {words[0]: float(words[1]) for words in map(str.split, lines)}
     total, free = 1024 * kib["MemTotal:"], 1024 * kib["MemAvailable:"]
-    for limit, usage in (
-        ("memory.max", "memory.current"), ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
-    ):  # fmt: skip
+    for group, (limit, usage, cache) in _groups(root):
         try:
-            most, used = ((Path("/sys/fs/cgroup") / name).read_text().strip() for name in (limit, usage))
+            most, used = ((group / name).read_text().strip() for name in (limit, usage))
+            stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
         except OSError:
             continue
-        if most != "max" and float(most) < total:
-            total, free = float(most), min(free, float(most) - float(used))
+        if most != "max" and float(most) < 1024 * kib["MemTotal:"]:
+            total = min(total, float(most))
+            free = min(free, max(float(most) - float(used) + float(stat.get(cache, 0)), 0.0))
     return total, free
+
+
+def _groups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
+    """Control groups of this process, from its own up, with the names of their limit, usage and cache.
+
+    A container sees its own group as the mount's root, whatever the path says: what is not there is left out.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, kinds, path = line.split(":", 2)
+        if not kinds:
+            mount, names = root / "sys/fs/cgroup", ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in kinds.split(","):
+            mount = root / "sys/fs/cgroup/memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        parts = [part for part in path.split("/") if part]
+        for depth in range(0 if ".." in parts else len(parts), -1, -1):
+            yield mount.joinpath(*parts[:depth]), names
 
 
 def memory(read: Callable[[], tuple[float, float]] = host_bytes) -> Finding:

@@ -7,6 +7,7 @@ import resource
 import shutil
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from cluster.doctor.findings import FAIL, OK, SKIP, WARN, Check, Finding
@@ -19,6 +20,7 @@ from sm_train.data import shards, store
 from sm_train.data.mirror import GB
 from sm_train.errors import UserError
 from sm_train.models.speech import ENCODER_FRAME_RATE_HZ
+from sm_train.train import checkpoint
 
 _STATE = 12
 """Bytes of a trained number in a checkpoint: weight and two moments in fp32."""
@@ -94,7 +96,11 @@ def to_write(work: Work) -> tuple[float, float, str]:
     copies = work.cfg.loop.keep + 2  # the best, and one that is being written
     state = _STATE * mapper.parameters
     why = f"{copies} checkpoints of {state / GB:.2f} GB: loop.keep {work.cfg.loop.keep}, the best, one unfinished"
-    return copies * state + _SMALL, 8 * mapper.parameters, why
+    folder = work.out_folder
+    there = len(list(folder.glob(f"checkpoints/step-*/{checkpoint.STATE}"))) if folder else 0
+    if there:
+        why += f"; {there} there already"
+    return max(copies - there, 1) * state + _SMALL, 8 * mapper.parameters, why
 
 
 def _features(work: Work) -> tuple[float, float, str]:
@@ -121,16 +127,25 @@ def _features(work: Work) -> tuple[float, float, str]:
 def cache_folder(folder: Path, limit_gb: float) -> Iterator[Finding]:
     """The cache of remote sets: room for its limit, on a disk of the node."""
     there = nearest(folder)
-    free, kind = shutil.disk_usage(there).free, kind_of(there)
-    text = f"{folder} ({kind}): up to {limit_gb:g} GB, {free / GB:.1f} GB free"
-    if free < limit_gb * GB and not folder.exists():
-        yield Finding(
-            FAIL, "cache", text, f"set loader.cache_limit_gb={max(int(0.9 * free / GB), 1)}, or another folder"
-        )
+    free, kind, held = shutil.disk_usage(there).free, kind_of(there), _held(folder)
+    text = f"{folder} ({kind}): up to {limit_gb:g} GB, {held / GB:.1f} GB of it there, {free / GB:.1f} GB free"
+    if free < limit_gb * GB - held:
+        most = max(int(0.9 * (free + held) / GB), 1)
+        yield Finding(FAIL, "cache", text, f"set loader.cache_limit_gb={most}, or another folder")
     elif kind in NETWORKS:
         yield Finding(WARN, "cache", f"{text}; every node reads it over the network", "give a folder on a local disk")
     else:
         yield Finding(OK, "cache", text)
+
+
+def _held(folder: Path) -> int:
+    """Bytes in a folder; another process may be adding and removing files."""
+    size = 0
+    for path, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                size += os.lstat(os.path.join(path, name)).st_size
+    return size
 
 
 def _staged(work: Work) -> str | None:

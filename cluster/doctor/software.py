@@ -142,14 +142,19 @@ def models() -> Finding:
     return Finding(OK if found.is_had else FAIL, "hub", found.text, found.remedy)
 
 
-def schedulers(command: Sequence[str] = ("sinfo", "--version")) -> Iterator[Finding]:
+def schedulers(command: Sequence[str] = ("sinfo", "--version"), limit_s: float = 10.0) -> Iterator[Finding]:
     """Ray and SLURM, if they are here."""
     ray = installed("ray")
     yield Finding(OK if ray else WARN, "ray", ray or "is not installed", "" if ray else "make install")
     if shutil.which(command[0]) is None:
         yield Finding(SKIP, "slurm", f"no {command[0]} on the PATH; to=slurm is for a machine that has it")
         return
-    done = subprocess.run(command, capture_output=True, text=True, timeout=10)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=limit_s)
+    except subprocess.TimeoutExpired:
+        text = f"{command[0]} gives no answer within {limit_s:g} s"
+        yield Finding(WARN, "slurm", text, "look at slurmctld and SLURM_CONF, if SLURM is for you")
+        return
     said = [*(done.stdout if done.returncode == 0 else done.stderr).strip().splitlines(), ""][0]
     if done.returncode:
         yield Finding(WARN, "slurm", f"{command[0]} fails: {said}", "set SLURM_CONF, if SLURM is for you")

@@ -69,7 +69,8 @@ class Work:
     @property
     def ranks(self) -> Ranks:
         """Those of training; one for the other stages."""
-        on_gpus = bool(self.submit.gpus_per_node) or self.device_name.startswith("cuda") or self.device.type == "cuda"
+        asked = bool(self.submit.gpus_per_node or self.submit.gpu) or self.device_name.startswith("cuda")
+        on_gpus = asked or self.device.type == "cuda"
         count = self.submit.ranks if self.is_training else 1
         return Ranks(count, self.submit.ranks_per_node if self.is_training else 1, on_cpu=not on_gpus)
 

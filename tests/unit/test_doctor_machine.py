@@ -20,6 +20,29 @@ def test_memory() -> None:
     assert machine.memory(lambda: (64e9, 1e9)).mark == FAIL
 
 
+def test_memory_of_control_groups(tmp_path: Path) -> None:
+    def put(name: str, text: str) -> None:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    put("proc/meminfo", "MemTotal: 1000 kB\nMemAvailable: 900 kB\n")
+    assert machine.host_bytes(tmp_path) == (1_024_000, 921_600)
+    put("proc/self/cgroup", "0::/job/step\n")
+    groups = {"job": ("500000", "400000", 100_000), "job/step": ("max", "300000", 0)}
+    for name, (most, used, cache) in groups.items():
+        put(f"sys/fs/cgroup/{name}/memory.max", f"{most}\n")
+        put(f"sys/fs/cgroup/{name}/memory.current", f"{used}\n")
+        put(f"sys/fs/cgroup/{name}/memory.stat", f"anon 5\ninactive_file {cache}\n")
+    assert machine.host_bytes(tmp_path) == (500_000, 200_000)  # the step has no limit, and its job has
+    put("sys/fs/cgroup/job/step/memory.max", "350000")
+    assert machine.host_bytes(tmp_path) == (350_000, 50_000)
+    put("proc/self/cgroup", "4:memory:/job\n3:cpuset:/\n")
+    put("sys/fs/cgroup/memory/memory.limit_in_bytes", "600000")  # a container's own, though its path is another
+    put("sys/fs/cgroup/memory/memory.usage_in_bytes", "500000")
+    put("sys/fs/cgroup/memory/memory.stat", "total_inactive_file 50000")
+    assert machine.host_bytes(tmp_path) == (600_000, 150_000)
+
+
 def test_shared_memory(tmp_path: Path) -> None:
     assert machine.shm(tmp_path, least=1).mark == OK
     small = machine.shm(tmp_path, least=1 << 60)

@@ -16,6 +16,7 @@ def test_words_of_the_submission_and_of_the_stage() -> None:
     work = doctor.read(["pretrain", CONFIG, "nodes=2", "ranks_per_node=4", "batch.lanes=8", "gpu=A100-80"])
     assert work is not None
     assert (work.ranks.count, work.ranks.per_node, work.submit.gpu, work.cfg.batch.lanes) == (8, 4, "A100-80", 8)
+    assert not work.ranks.on_cpu  # as a GPU is named
     names = [check.name for check in doctor.checks(work)]
     assert names.index("python") < names.index("folder") < names.index("shards") < names.index("trial")
     assert "shards" not in [check.name for check in doctor.checks(None)]

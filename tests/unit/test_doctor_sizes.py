@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from pyarrow import fs
@@ -57,6 +58,11 @@ def test_checkpoints_and_the_limit_of_a_file(tmp_path: Path) -> None:
     size, largest, why = sizes.to_write(asked)
     assert why.startswith("5 checkpoints")
     assert size > 1.5 * 5 * largest  # a checkpoint's weights are half of its moments
+    for step in (100, 200):
+        (Path(asked.out) / f"checkpoints/step-{step}").mkdir(parents=True)
+        (Path(asked.out) / f"checkpoints/step-{step}/state.json").touch()
+    resumed, _, why = sizes.to_write(asked)
+    assert (size - resumed, "2 there already" in why) == (pytest.approx(2 * 1.5 * largest), True)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (int(largest) - 1, hard))
@@ -75,6 +81,13 @@ def test_a_cache_and_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     (small,) = sizes.cache_folder(tmp_path / "cache", 0.001)
     (large,) = sizes.cache_folder(tmp_path / "cache", 1e9)
     assert (small.mark, large.mark, "cache_limit_gb" in large.remedy) == (OK, FAIL, True)
+    (tmp_path / "cache/set").mkdir(parents=True)
+    with (tmp_path / "cache/set/shard.mds").open("wb") as shard:
+        shard.truncate(10**9)  # a sparse file: it takes no room
+    (there,) = sizes.cache_folder(tmp_path / "cache", 1e9)
+    assert (there.mark, "1.0 GB of it there" in there.text) == (FAIL, True)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1e9))
+    assert [one.mark for limit in (1.9, 2.1) for one in sizes.cache_folder(tmp_path / "cache", limit)] == [OK, FAIL]
     monkeypatch.setattr(sizes, "kind_of", lambda path: "nfs4")
     assert [one.mark for one in sizes.cache_folder(tmp_path / "cache", 0.001)] == [WARN]
 
