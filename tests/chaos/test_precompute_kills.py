@@ -114,7 +114,7 @@ def strike(kind: str, job: Job, cluster: Cluster, rng: random.Random) -> bool:
     elif kind == "node":
         cluster.replace_node(rng)
     else:
-        actors = cluster.encoding.actors()
+        actors = cluster.actors()
         if not actors:
             return False
         rng.choice(actors).kill()

@@ -51,7 +51,7 @@ def test_decode_actors_make_the_same_bytes_though_one_is_killed(
     slow = poisoned(TEST_SLOW_S="0.2", RAY_ADDRESS=cluster.address)
     driver = start("cluster.precompute", file, f"out={out}", **slow)
     wait_until(lambda: parts(out) >= 2 or driver.poll() is not None)
-    victim, _ = cluster.encoding.actors("DecodeActor")
+    victim, _ = cluster.actors("DecodeActor")
     victim.kill()
     assert parts(out) < NUM_PARTS - 5
     _, err = driver.communicate(timeout=120)
@@ -74,12 +74,12 @@ def test_driver_worker_and_node_are_killed_and_the_bytes_are_the_same(
     reaches(2)
     driver.kill()
     driver.communicate()
-    wait_until(lambda: not cluster.encoding.actors())  # whatever could still write ends by itself
+    wait_until(lambda: not cluster.actors())  # whatever could still write ends by itself
 
     before = parts(out)
     driver = start("cluster.precompute", file, f"out={out}", **slow)
     reaches(before + 1)
-    cluster.encoding.actors()[0].kill()
+    cluster.actors()[0].kill()
     reaches(before + 3)
     cluster.kill_node(cluster.nodes.pop())
     assert parts(out) < NUM_PARTS
