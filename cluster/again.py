@@ -15,10 +15,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from cluster.stages import TRAINING
 from sm_train import config, files
 from sm_train.errors import LOST, STOPPED, UserError, run_command
 
-TRAINING = ("pretrain", "tune")
 NOT_AGAIN = 3
 """This command's exit code for no."""
 REQUEUES = "requeues.json"

@@ -16,11 +16,8 @@ import zlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 
+from cluster.stages import PORTS, TRAINING
 from sm_train.errors import UserError, run_command
-
-STAGES = ("pretrain", "tune")
-PORTS = range(20_000, 32_000)
-"""Where ranks meet: below the ports that kernels hand out by themselves."""
 
 
 def rank_variables(env: Mapping[str, str], address: Callable[[str], str]) -> dict[str, str]:
@@ -85,9 +82,9 @@ def address_of(node: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    if not argv or argv[0] not in STAGES:
+    if not argv or argv[0] not in TRAINING:
         given = f"not {argv[0]!r}" if argv else "and none was given"
-        raise UserError(f"stage is {' or '.join(STAGES)}, {given}; usage: python -m cluster.launch STAGE CONFIG.yaml")
+        raise UserError(f"stage is {' or '.join(TRAINING)}, {given}; usage: python -m cluster.launch STAGE CONFIG.yaml")
     os.environ.update(rank_variables(os.environ, address_of))
     os.execv(sys.executable, [sys.executable, "-m", f"sm_train.{argv[0]}", *argv[1:]])
 

@@ -9,7 +9,8 @@ import torch
 
 from cluster.doctor.machine import host_bytes
 from cluster.fit.need import Ranks, require_fits
-from cluster.submission import TRAINING, Job
+from cluster.stages import TRAINING
+from cluster.submission import Job
 from sm_train.data import shards, store
 from sm_train.data.instructions import TASKS
 from sm_train.errors import UserError

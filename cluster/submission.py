@@ -14,7 +14,6 @@ import getpass
 import hashlib
 import os
 import shutil
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field, replace
@@ -25,13 +24,14 @@ import cluster
 import sm_train
 from cluster.places.ray import RayConfig
 from cluster.places.slurm import SlurmConfig
+from cluster.stages import TRAINING
 from sm_train import config, files
 from sm_train.data.shards import SUBMITTED
 from sm_train.encoding.settings import PrecomputeConfig
 from sm_train.errors import UserError
 from sm_train.evaluate import EvaluateConfig
 from sm_train.pretrain import PretrainConfig
-from sm_train.runlog import REVISION
+from sm_train.runlog import REVISION, revision
 from sm_train.tune import TuneConfig
 
 SCHEMAS: dict[str, Any] = {
@@ -41,8 +41,6 @@ SCHEMAS: dict[str, Any] = {
     "tune": TuneConfig,
     "evaluate": EvaluateConfig,
 }
-TRAINING = ("pretrain", "tune")
-"""Stages that run on several ranks."""
 PLACES = ("local", "ray", "slurm")
 _CARRIED = ("HF_HUB_OFFLINE", "HF_HOME", "TOKENIZERS_PARALLELISM")  # variables that a job has as its submitter has them
 
@@ -58,7 +56,7 @@ class SubmitConfig:
     gpu: str = config.key("", "what GPUs they are, as A100-80, to refuse what does not fit; else this machine's own")
     dry_run: bool = config.key(False, "print what would be sent, and write and send nothing")
     workdir: str = config.key("", "folder on the nodes that the config's paths start at; default: this one")
-    python: str = config.key("", "the Python on the nodes; default: this one")
+    python: str = config.key("", "the Python of jobs; default: this one, on Ray the cluster's")
     name: str = config.key("", "of the job; default: STAGE-FOLDER")
     after: str = config.key("", "slurm: ids of jobs to wait for, with a colon between them")
     master_addr: str = config.key("", "local, several nodes: address of the first, as the others see it")
@@ -188,17 +186,6 @@ def _user() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return str(os.getuid())
-
-
-def revision() -> str | None:
-    """The working tree's commit, with ``+changes`` where it has some; None where there is no repository."""
-    git = ["git", "-C", str(Path(str(sm_train.__file__)).parent)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain", ":/"], capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{head}+changes" if changed.stdout.strip() else head
 
 
 def digest(folder: Path) -> str:

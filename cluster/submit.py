@@ -3,7 +3,7 @@
     python -m cluster.submit STAGE CONFIG to=local|ray|slurm nodes=N ranks_per_node=M gpus_per_node=K key=value ...
 
 STAGE is precompute, retarget, pretrain, tune or evaluate; what is no key of the submission goes to the stage. With
-dry_run=true what would be sent is printed. Whatever can be known to fail is refused before anything is sent.
+dry_run=true what would be sent is printed. What config, inputs and scheduler show to fail is refused before.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ def _override(word: str) -> DictConfig:
     if not word.partition("=")[0] or "=" not in word:
         raise UserError(f"override {word!r} is not of the form key=value")
     name, _, value = word.partition("=")
-    # 8:00:00 is no number of base 60, 12_3 not 123 and 0123 not 83, as YAML has it; nor is a name a number.
+    # 8:00:00 is no number of base 60, 12_3 not 123 and 0123 not 83, as YAML has it.
     if re.fullmatch(r"[-+]?\d+(:\d+)+|\d+(_\d+)+|0\d+", value):
         word = f"{name}='{value}'"
     try:

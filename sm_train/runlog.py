@@ -34,22 +34,30 @@ def say(text: str) -> None:
         print(text, flush=True)
 
 
+def revision() -> str | None:
+    """The commit of this code, with ``+changes`` where it has some; None where there is no repository."""
+    import subprocess
+
+    here = Path(__file__).parent
+    if (noted := here.parent / REVISION).is_file():
+        return noted.read_text(encoding="utf-8").strip()
+    try:
+        head, changed = (
+            subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain", ":/"])
+        )
+    except (OSError, subprocess.CalledProcessError):  # no git here, or no repository
+        return None
+    return f"{head}+changes" if changed else head
+
+
 def write_environment(folder: Path, world_size: int) -> None:
     """Record what this attempt runs on: software, device, ranks, code revision."""
     import platform
-    import subprocess
     from importlib.metadata import version
 
     import torch
 
-    here = Path(__file__).parent
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        code = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:  # no git here
-        code = ""
-    if (noted := here.parent / REVISION).is_file():
-        code = noted.read_text().strip()
     names = ("torch", "deepspeed", "transformers", "mosaicml-streaming", "ray")
     environment = {
         "python": platform.python_version(),
@@ -57,7 +65,7 @@ def write_environment(folder: Path, world_size: int) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "cpus": os.cpu_count(),
         "ranks": world_size,
-        "code": code or None,
+        "code": revision(),
     }
     files.write_json(folder / "environment.json", environment)
 

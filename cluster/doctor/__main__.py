@@ -17,8 +17,8 @@ from pathlib import Path
 
 from cluster.doctor import allreduce, inputs, machine, sizes, software, trial
 from cluster.doctor.findings import FAIL, WARN, Check, Finding, carry_out
-from cluster.doctor.work import SCHEMAS, Work
-from cluster.submission import SubmitConfig
+from cluster.doctor.work import Work
+from cluster.submission import SCHEMAS, SubmitConfig
 from cluster.submit import split
 from sm_train import config
 from sm_train.errors import UserError, exit_hard, run_command

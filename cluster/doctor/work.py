@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from cluster.fit.need import Ranks
-from cluster.submission import SCHEMAS, TRAINING, SubmitConfig
+from cluster.stages import TRAINING
+from cluster.submission import SubmitConfig
 from sm_train.data import manifest
 from sm_train.models.speech import pick_device
 from sm_train.records import Utterance
@@ -82,6 +83,3 @@ class Work:
             UserError: it cannot be read.
         """
         return manifest.read_manifest(self.cfg.manifest)
-
-
-__all__ = ["SCHEMAS", "Work"]

@@ -6,13 +6,12 @@ import os
 import shlex
 from typing import TYPE_CHECKING
 
+from cluster.stages import module
 from sm_train import files
 from sm_train.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.submission import Job
-
-_MODULES = {"precompute": "cluster.precompute", "retarget": "cluster.retarget"}
 
 
 def check(job: Job) -> None:
@@ -38,21 +37,15 @@ def script(job: Job) -> str:
 def _command(job: Job) -> str:
     """The line that a node runs."""
     submit = job.submit
-    module = [_MODULES.get(job.stage, f"sm_train.{job.stage}"), *job.args]
+    words = [module(job.stage), *job.args]
     if submit.ranks == 1:
-        return shlex.join([job.python, "-m", *module])
+        return shlex.join([job.python, "-m", *words])
     torchrun = [job.python, "-m", "torch.distributed.run", "--nproc-per-node", str(submit.ranks_per_node)]
     if submit.nodes == 1:
-        return shlex.join([*torchrun, "--standalone", "-m", *module])
-    where = [
-        "--nnodes",
-        str(submit.nodes),
-        "--master-addr",
-        submit.master_addr,
-        "--master-port",
-        str(submit.master_port),
-    ]
-    return f'{shlex.join([*torchrun, *where])} --node-rank "$1" {shlex.join(["-m", *module])}'
+        return shlex.join([*torchrun, "--standalone", "-m", *words])
+    torchrun += ["--nnodes", str(submit.nodes)]
+    torchrun += ["--master-addr", submit.master_addr, "--master-port", str(submit.master_port)]
+    return f'{shlex.join(torchrun)} --node-rank "$1" {shlex.join(["-m", *words])}'
 
 
 def send(job: Job) -> None:

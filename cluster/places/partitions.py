@@ -66,16 +66,21 @@ def check(found: list[Node], partition: str, nodes: int, cpus: int, gpus: int, t
     """Refuse what a partition could never run.
 
     Args:
-        partition: its name; the default one if empty.
+        partition: its name, or several with commas between them; the default one if empty.
         nodes, cpus, gpus: how many nodes, with how much on each.
         time: the limit asked for, in SLURM's form; empty for the partition's.
 
     Raises:
         UserError: there is no such partition, or it has less.
     """
+    first, _, others = partition.partition(",")
+    if others:  # SLURM takes the one that can begin first
+        try:
+            return check(found, first, nodes, cpus, gpus, time)
+        except UserError:
+            return check(found, others, nodes, cpus, gpus, time)
     names = sorted({node.partition for node in found})
-    asked = partition.split(",") if partition else []
-    own = [node for node in found if (node.partition in asked if asked else node.is_default)]
+    own = [node for node in found if (node.partition == partition if partition else node.is_default)]
     if not own:
         what = (
             f"slurm.partition is {partition!r}" if partition else "slurm.partition is not set, and none is the default"

@@ -19,6 +19,7 @@ import yaml
 
 from cluster.places import ray_api
 from cluster.ray_train import RanksConfig
+from cluster.stages import TRAINING, module
 from sm_train import config, files
 from sm_train.errors import STOPPED, UserError
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from cluster.submission import Job
 
 DASHBOARD = "http://127.0.0.1:8265"
-_MODULES = {"precompute": "cluster.precompute", "retarget": "cluster.retarget", "evaluate": "sm_train.evaluate"}
 _STOP_MARGIN_S = 30  # beyond what ranks have to save in
 
 
@@ -49,18 +49,18 @@ class RayConfig:
 
 def request(job: Job) -> dict[str, Any]:
     """What the cluster's job server is sent: the arguments of JobSubmissionClient.submit_job."""
-    asked, module = job.submit, [_MODULES.get(job.stage, "cluster.ray_train"), *job.args]
+    asked, words = job.submit, [module(job.stage), *job.args]
     env = dict(job.env)  # Ray puts the shipped code before its PYTHONPATH
     reserved: dict[str, Any] = {}
-    if job.stage not in _MODULES:
-        module = [module[0], job.stage, *job.args, *(f"{name}={value}" for name, value in _ranks(job).items())]
+    if job.stage in TRAINING:
+        words = ["cluster.ray_train", job.stage, *job.args, *(f"{name}={value}" for name, value in _ranks(job).items())]
         env["RAY_JOB_STOP_WAIT_TIME_S"] = str(round(asked.ray.stop_s) + _STOP_MARGIN_S)
     elif job.stage != "precompute":  # whose actors reserve what they need
         reserved = {"entrypoint_num_cpus": asked.ray.cpus or 1, "entrypoint_num_gpus": asked.gpus_per_node}
     place = hashlib.sha256(str(job.there(job.folder)).encode()).hexdigest()[:8]
     return {
         "submission_id": f"{job.name}-{job.folder.name}-{place}",
-        "entrypoint": shlex.join(["env", "-C", str(job.home), asked.python or "python", "-m", *module]),
+        "entrypoint": shlex.join(["env", "-C", str(job.home), asked.python or "python", "-m", *words]),
         "runtime_env": {"working_dir": str(job.folder / "code"), "excludes": ["__pycache__"], "env_vars": env},
         "metadata": {"stage": job.stage, "folder": str(job.there(job.folder))},
         **reserved,
@@ -103,7 +103,7 @@ def needs(job: Job) -> list[tuple[int, dict[str, float], bool]]:
         decoding = 0 if cfg.decode_actors else cfg.decode_workers
         actors = (cfg.actors, {"CPU": float(cfg.threads + decoding), "GPU": float(cfg.actor_gpus)}, False)
         return [actors, (cfg.decode_actors, {"CPU": float(cfg.decode_actor_cpus)}, False)]
-    if job.stage in _MODULES:
+    if job.stage not in TRAINING:
         return [(1, {"CPU": float(asked.ray.cpus or 1), "GPU": float(asked.gpus_per_node)}, False)]
     ranks = RanksConfig(
         ranks_per_node=asked.ranks_per_node, gpus_per_node=asked.gpus_per_node, cpus_per_rank=asked.ray.cpus

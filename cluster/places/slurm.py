@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cluster.again import MAX_REQUEUES
 from cluster.places import partitions
+from cluster.stages import TRAINING, module
 from sm_train import config, files
 from sm_train.errors import UserError
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 TEMPLATES = Path(__file__).parents[1] / "slurm"
 ARRAY, RAY, TRAIN, ONE = "precompute-array", "precompute-ray", "train", "one"
 JOINING = "job-join.sbatch"
-TRAINING = ("pretrain", "tune")
 SIGNALLED = {TRAIN: "USR1", ARRAY: "TERM", RAY: "B:USR1"}
 """What is sent before the time limit: ranks save on USR1, precompute ends on TERM, as does its driver in the script."""
 
@@ -132,7 +132,7 @@ def scripts(job: Job) -> list[tuple[str, str]]:
 def _plain(job: Job) -> tuple[str, list[str]]:
     if job.stage in TRAINING:
         return TRAIN, [job.stage, *job.args]
-    return ONE, [f"{'cluster' if job.stage == 'retarget' else 'sm_train'}.{job.stage}", *job.args]
+    return ONE, [module(job.stage), *job.args]
 
 
 def _render(job: Job, template: str, args: list[str], is_joining: bool = False) -> str:

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import cluster
+from cluster.stages import PORTS
 from sm_train.data.processes import die_with
 from sm_train.errors import LOST, MISTAKEN, STOPPED
 
 _TAIL_BYTES = 4000
-_PORTS = range(20_000, 32_000)  # below those that systems hand out by themselves
 
 
 @dataclass(frozen=True)
@@ -139,11 +139,11 @@ def how(code: int) -> str:
 
 def free_port() -> int:
     """A port of this node that nobody listens on."""
-    for port in random.SystemRandom().sample(_PORTS, 100):
+    for port in random.SystemRandom().sample(PORTS, 100):
         with socket.socket() as probe, suppress(OSError):
             probe.bind(("", port))
             return port
-    raise OSError(f"no free port among 100 of {_PORTS.start} to {_PORTS.stop}")
+    raise OSError(f"no free port among 100 of {PORTS.start} to {PORTS.stop}")
 
 
 if __name__ == "__main__":

@@ -92,7 +92,8 @@ def _is_whole(copy: Path) -> bool:
     try:
         copied = files.read_object(marker)
     except UserError:
-        copied = {MARKER: {"bytes": 0}}  # damaged, and so is the copy
+        shutil.rmtree(copy)
+        return False
     for name, said in copied.items():
         path = copy / name
         is_same = path.is_file() and path.stat().st_size == said["bytes"]

@@ -23,7 +23,8 @@ def test_submitted_here_a_run_trains_and_its_exit_code_is_the_command_s(tmp_path
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "run/checkpoints/step-2").is_dir()
     facts = json.loads((tmp_path / "run/environment.json").read_text())
-    assert facts, "the run wrote no environment"
+    said = json.loads((tmp_path / "run/submitted/0001/submission.json").read_text())
+    assert facts["code"] == said["revision"]
     broken = run_module("cluster.submit", "pretrain", path, "seed=1")
     assert broken.returncode == 2
     assert "seed" in broken.stderr

@@ -5,14 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster.training.ranks import Place, Ranks, final, free_port, how
+from cluster.training.ranks import Place, Ranks, final, how
 from sm_train.errors import LOST, STOPPED
 from tests.builders import ROOT, child_env
 from tests.training import wait_for
@@ -126,11 +125,3 @@ def test_codes_in_words() -> None:
     assert [how(code) for code in (-9, LOST, 2)] == [
         "killed by SIGKILL", "left, as another rank was lost", "ended with code 2"
     ]  # fmt: skip
-
-
-def test_a_free_port_can_be_listened_on() -> None:
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind(("", free_port()))
-        time.sleep(0)
