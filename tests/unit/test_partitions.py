@@ -75,3 +75,18 @@ def test_what_does_not_is_named(partition: str, nodes: int, cpus: int, gpus: int
 def test_without_a_default_a_partition_must_be_named() -> None:
     with pytest.raises(UserError, match=r"slurm\.partition is not set, and none is the default; this cluster has gpu"):
         partitions.check([node for node in FOUND if node.partition == "gpu"], "", 1, 1, 0, "")
+
+
+def test_of_several_partitions_one_must_do() -> None:
+    partitions.check(FOUND, "debug,gpu", 2, 8, 4, "6:00:00")
+    with pytest.raises(UserError, match="partition debug"):
+        partitions.check(FOUND, "gpu,debug", 1, 100, 8, "")
+    with pytest.raises(UserError, match=r"slurm\.partition is 'nope'"):
+        partitions.check(FOUND, "nor,nope", 1, 1, 0, "")
+
+
+def test_a_node_that_is_drained_is_told_from_one_that_is_up() -> None:
+    nodes = partitions.read(
+        "a*|1:00|1-2|n1|2|(null)|idle\na*|1:00|1-2|n2|2|(null)|drain\na*|1:00|1-2|n3|2|(null)|idle*\n"
+    )
+    assert [node.is_up for node in nodes] == [True, False, False]

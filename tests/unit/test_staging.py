@@ -138,3 +138,23 @@ def test_of_the_ranks_of_a_node_one_copies(llm: Path, tmp_path: Path) -> None:
     found = {json.loads(path.read_text()) for path in tmp_path.glob("rank-*.json")}
     assert found == {str(stage(llm, str(tmp_path / "scratch")))}
     assert checkpoints.weight_map(Path(found.pop())).keys() == {"a.weight", "b.weight"}
+
+
+@pytest.mark.parametrize("marker", ["", "not JSON"])
+def test_a_copy_whose_marker_is_damaged_is_made_anew(llm: Path, tmp_path: Path, marker: str) -> None:
+    copy = stage(llm, str(tmp_path / "scratch"))
+    (copy / MARKER).write_text(marker)
+    assert stage(llm, str(tmp_path / "scratch")) == copy
+    assert json.loads((copy / MARKER).read_text())
+
+
+def test_weights_that_were_written_again_are_another_copy(llm: Path, tmp_path: Path) -> None:
+    copy = stage(llm, str(tmp_path / "scratch"))
+    os.utime(llm / "model-00002-of-00002.safetensors", (1.0, 1.0))
+    assert stage(llm, str(tmp_path / "scratch")) != copy
+
+
+def test_a_file_is_no_place_for_copies(llm: Path, tmp_path: Path) -> None:
+    (tmp_path / "scratch").write_text("")
+    with pytest.raises(UserError, match="is a file; name a folder"):
+        stage(llm, str(tmp_path / "scratch"))

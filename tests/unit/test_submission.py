@@ -57,6 +57,14 @@ def test_a_job_runs_the_code_that_was_submitted(made: submission.Job, project: P
     assert ran.stdout.split() == [str(made.folder / "code" / name / "__init__.py") for name in ("sm_train", "cluster")]
 
 
+def test_a_job_knows_the_commit_that_it_was_submitted_at(made: submission.Job, project: Path) -> None:
+    (made.folder / "code/REVISION").write_text("the commit\n")
+    code = "from sm_train.runlog import revision; print(revision())"
+    env = child_env(**made.env)
+    ran = subprocess.run([sys.executable, "-c", code], cwd=project, env=env, capture_output=True, text=True)
+    assert ran.stdout == "the commit\n"
+
+
 def test_paths_are_as_the_nodes_see_them(project: Path) -> None:
     found = job("pretrain", "configs/pretrain/miniature.yaml")
     assert found.args == [f"{HOME}/runs/demo/stage1/submitted/0001/config.yaml"]
