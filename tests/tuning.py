@@ -152,7 +152,7 @@ class Small:
         """The target set of the LLM."""
         return self.items.speech.targets
 
-    def objective(self, mapper: Any = None, **settings: Any) -> InstructObjective:
+    def objective(self, mapper: Any = None, splice: str = "all", **settings: Any) -> InstructObjective:
         """The objective of this LLM, with an untrained mapper unless one is given."""
         cfg, contract = InstructConfig(**settings), self.targets.contract
         if mapper is None:
@@ -160,7 +160,8 @@ class Small:
             shape = MapperConfig(widths=[8, 8, 8], layers=1, heads=2, feed_forward=8, dropout=0.0)
             mapper = SpeechMapper(shape, 8, self.targets.rows_RD.shape[1], self.targets.rms)
         scale = (contract["mean_square"], cfg.mse, "words")
-        made = InstructObjective(mapper, PaddedRegression(self.targets.rows_RD, self.targets.pad_row, *scale), cfg)
+        regression = PaddedRegression(self.targets.rows_RD, self.targets.pad_row, *scale)
+        made = InstructObjective(mapper, regression, cfg, splice)
         made.llm = self.llm
         return made
 

@@ -5,6 +5,7 @@ The LLM's own weights stay as they are; an adapter is two files beside the mappe
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ def add(llm: Any, description: Mapping[str, Any], name: str = _NAME) -> None:
 
     fields = {key: description[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules")}
     try:
-        inject_adapter_in_model(LoraConfig(**fields), llm, adapter_name=name)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")  # several are meant
+            inject_adapter_in_model(LoraConfig(**fields), llm, adapter_name=name)
     except ValueError as error:
         raise UserError(f"lora.modules {fields['target_modules']}: {str(error).splitlines()[0]}") from None
 

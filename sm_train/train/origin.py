@@ -58,7 +58,12 @@ def scratch(
 
     Returns:
         The mapper in training mode, and what the run must go on with: ``mapper_hash`` and its shape.
+
+    Raises:
+        UserError: the shape does not fit the features.
     """
+    if shape.widths[0] != (width := speech.feature_width):
+        raise UserError(f"shape.widths[0] is {shape.widths[0]}, but the encoder's features are {width} wide")
     torch.manual_seed(seed)
     targets = speech.targets
     mapper = SpeechMapper(shape, speech.feature_width, targets.rows_RD.shape[1], targets.rms)

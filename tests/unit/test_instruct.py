@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sm_train.data.instructions import IGNORED
+from sm_train.data.instructions import IGNORED, InstructionItems
 from sm_train.errors import UserError
 from sm_train.models.llm import FrozenLlm, LlmConfig, TargetsLlm, load_model
 from sm_train.models.mapper import positions_of
@@ -157,7 +158,7 @@ def test_training_ids_are_the_ids_of_inference_and_of_the_template(
     mapped_BPD = told(world, batch)
     counts = positions_of(batch.speech.num_frames_B).tolist()
     heard = [mapped_BPD[b, :count] for b, count in enumerate(counts)]
-    systems.ask(llm, [world.items.message(i, EPOCH) for i in items], heard, 5)
+    systems.ask(llm, [world.items.message(i, EPOCH) for i in items], heard, 5, None)
     embeds_BLD = splice(llm.embeddings(batch.ids_BL), batch.is_speech_BL, torch.cat(heard))
     for b, item in enumerate(items):
         real, place = batch.is_real_BL[b], batch.is_speech_BL[b]
@@ -203,6 +204,34 @@ def test_the_sums_are_those_of_each_item_by_hand(name: str, uneven: Any) -> None
     assert float(sums["pad"]) == float(regression["pad"]) > 0
 
 
+@each_family
+def test_with_the_text_alone_the_llm_reads_a_position_a_token(name: str, uneven: Any) -> None:
+    """The first L positions stand in the prompt; the squared errors are over all of them all the same."""
+    world = uneven(name)
+    items = replace(world.items.mixture, splice="text")
+    text_alone = InstructionItems(world.items.speech, world.chat, items)
+    batch = text_alone.collate(np.array(some(world)), EPOCH)
+    objective = world.objective(splice="text")
+    whole = collate(world, some(world))
+    num_tokens = world.items.columns["num_tokens"][some(world)]
+    assert batch.is_speech_BL.sum(dim=1).tolist() == num_tokens.tolist()
+    spare = int(whole.is_speech_BL.sum() - batch.is_speech_BL.sum())
+    assert spare > 0
+    assert int(whole.is_real_BL.sum() - batch.is_real_BL.sum()) == spare
+    with torch.no_grad():
+        sums, of_all = objective(batch), world.objective()(whole)
+        mapped_BPD = objective.mapper(batch.speech.feats_BTE, batch.speech.num_frames_B)
+        embeds_ND = torch.cat([mapped_BPD[b, :count] for b, count in enumerate(num_tokens)])
+        embeds_BLD = splice(world.llm.get_input_embeddings()(batch.ids_BL), batch.is_speech_BL, embeds_ND)
+        row_LD = embeds_BLD[0][batch.is_real_BL[0]]
+        alone_AV = world.llm(inputs_embeds=row_LD[None]).logits[0, -int((batch.answer_ids_BA[0] != IGNORED).sum()) :]
+        logits_BAV = objective.answer_logits(mapped_BPD, batch)
+    assert torch.allclose(logits_BAV[0, -len(alone_AV) :], alone_AV, atol=1e-4)
+    assert {term: float(sums[term]) for term in ("word", "pad")} == {t: float(of_all[t]) for t in ("word", "pad")}
+    assert float(sums["llm_tokens"]) == int(batch.is_real_BL.sum())
+    assert (text_alone.lengths < world.items.lengths).any()
+
+
 def test_accuracy_counts_the_tokens_that_are_the_likeliest(exact: Any) -> None:
     """Of answers that the LLM itself gives, all; of answers with one other token, all but that one."""
     world = exact("llama3")
@@ -223,6 +252,7 @@ def test_counts_are_answer_tokens_and_positions(uneven: Any) -> None:
     counts = objective.counts(items.columns)
     sizes = [len(answer) for answer in items.answers]
     assert counts["ce"].tolist() == counts["accuracy"].tolist() == sizes
+    assert counts["llm_tokens"].tolist() == [1] * len(sizes)
     positions = items.columns["num_frames"] // 4
     words = np.minimum(items.columns["num_tokens"] + 1, positions)
     assert counts["word"].tolist() == words.tolist()
@@ -236,7 +266,7 @@ def test_counts_are_answer_tokens_and_positions(uneven: Any) -> None:
 def test_the_weights_are_those_of_the_loss(exact: Any) -> None:
     objective = exact("llama3").objective(sigma=0.9, alpha=7.0)
     assert objective.weights == pytest.approx({"ce": 0.1, "word": 6.3, "pad": 2.7})
-    assert objective.measures == ("accuracy",)
+    assert objective.measures == ("accuracy", "llm_tokens")
 
 
 def test_sigma_zero_computes_no_regression(exact: Any) -> None:
@@ -249,7 +279,7 @@ def test_sigma_zero_computes_no_regression(exact: Any) -> None:
 
     objective.regression.sums = never
     sums = objective(collate(world, some(world)))
-    assert set(sums) == {"ce", "accuracy"}
+    assert set(sums) == {"ce", "accuracy", "llm_tokens"}
     sums["ce"].backward()
 
 
