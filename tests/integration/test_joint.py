@@ -78,7 +78,7 @@ def test_a_killed_joint_run_with_an_adapter_goes_on_bit_equal(
 
     def work() -> None:
         if os.environ["RANK"] == "0":
-            training.kill_at_step(6, path.with_suffix(""), saved=3)
+            training.kill_at_step(6, path.with_suffix(""), saved=4)
         tuning.train(path, *LORA, "engine.timeout_s=20")
 
     assert training.in_ranks(2, work)[0] == -signal.SIGKILL
