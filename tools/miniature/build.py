@@ -10,10 +10,11 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from sm_train.config import fingerprint, key, load, to_mapping
+from sm_train.config import fingerprint, from_mapping, key, load, to_mapping
 from sm_train.errors import run_command
 from sm_train.files import write_text
 from tools.miniature.build_encoder import build_encoder
@@ -25,8 +26,6 @@ from tools.miniature.utterances import EncoderConfig
 from tools.miniature.world import World, WorldConfig
 
 DEFAULT_CONFIG = "configs/miniature/build.yaml"
-CARD = Path(__file__).parent / "card.md"
-"""The card's text; the measured tables take the place of ``{tables}``."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class BuildConfig:
     output: str = key("tools/miniature/weights", "folder of the two checkpoints, results.json and CARD.md")
     cache: str = key("", "folder of synthesised features; empty: one under the system's temporary folder")
     prompts: str = key("configs/prompts/miniature.yaml", "the prompts the LLM is trained on, and the held-out ones")
+    card: str = key("tools/miniature/card.md", "text of CARD.md; the measured tables take the place of {tables}")
     seed: int = key(17, "every random choice follows from it")
     threads: int = key(1, "torch threads; weights are the same bytes only for the same number")
     parts: list[str] = key(["llm", "encoder"], "what to make")
@@ -60,7 +60,8 @@ def main(argv: list[str]) -> None:
     built = [output / part / "build.json" for part in makers]
     rows = [row for path in built if path.is_file() for row in json.loads(path.read_text(encoding="utf-8"))["results"]]
     write_text(output / "results.json", json.dumps(rows, indent=1) + "\n")
-    write_text(output / "CARD.md", CARD.read_text(encoding="utf-8").replace("{tables}", _tables(rows)))
+    card = Path(config.card).read_text(encoding="utf-8")
+    write_text(output / "CARD.md", card.replace("{tables}", _tables(rows)))
 
 
 def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], list[Row]]) -> None:
@@ -68,7 +69,7 @@ def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], l
     values = to_mapping(config)
     asked = {name: values[name] for name in ("seed", "threads", "world", part)}
     done = folder / "build.json"
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8"))["fingerprint"] == fingerprint(asked):
+    if done.is_file() and _same(json.loads(done.read_text(encoding="utf-8"))["config"], asked):
         print(f"{part}: already made, in {folder}", flush=True)
         return
     done.unlink(missing_ok=True)
@@ -78,12 +79,20 @@ def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], l
     write_text(done, json.dumps({"fingerprint": fingerprint(asked), "config": asked, "results": rows}, indent=1) + "\n")
 
 
+def _same(recorded: dict[str, Any], asked: dict[str, Any]) -> bool:
+    """Whether a build was of this config; a key that came later counts as its default."""
+    today = to_mapping(from_mapping(BuildConfig, recorded, "build.json"))
+    return fingerprint({name: today[name] for name in asked}) == fingerprint(asked)
+
+
 def _tables(rows: list[Row]) -> str:
     """Two tables in Markdown: scores, and what the making took."""
     scores = ["| system | task | metric | value | 95% interval | sentences |", "|---|---|---|---|---|---|"]
     making = ["| | | |", "|---|---|---|"]
     for row in rows:
-        if row["metric"] in ("exact_match", "wer"):
+        if row["metric"] == "chrf":
+            scores.append(f"| {row['system']} | {row['task']} | chrF | {row['value']:.1f} | | {row['count']} |")
+        elif row["metric"] in ("exact_match", "wer"):
             interval = f"{row['low']:.1%} to {row['high']:.1%}"
             cells = [row["system"], row["task"], row["metric"], f"{row['value']:.1%}", interval, row["count"]]
             scores.append("| " + " | ".join(str(cell) for cell in cells) + " |")

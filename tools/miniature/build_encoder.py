@@ -36,10 +36,15 @@ def build_encoder(config: EncoderConfig, world: World, folder: Path, cache: Path
     held_out = speech_of(config, world, "test", HELD_OUT_VOICES, config.test_utterances, seed, cache)
     torch.manual_seed(seed)
     batches = batches_of(config, train, np.random.default_rng(seed))
-    encoder, head = SeamlessM4Tv2SpeechEncoder(_encoder_config(config)), CtcHead(config.width)
-    minutes = _lesson("letters", config, config.letter_steps, encoder, head, [], batches, known)
-    _save(encoder, head, folder)
-    encoder, head = load_encoder(folder), CtcHead.read(folder)
+    minutes = 0.0
+    if config.start_from:
+        encoder, head = load_encoder(Path(config.start_from)), CtcHead.read(Path(config.start_from))
+    else:
+        encoder, head = SeamlessM4Tv2SpeechEncoder(_encoder_config(config)), CtcHead(config.width)
+    if config.letter_steps:
+        minutes = _lesson("letters", config, config.letter_steps, encoder, head, [], batches, known)
+        _save(encoder, head, folder)
+        encoder, head = load_encoder(folder), CtcHead.read(folder)
     words = CtcHead(config.width, [BLANK, *sorted(world.word_types())], " ")
     minutes += _lesson("words", config, config.word_steps, encoder, head, [words], batches, known)
     _save(encoder, head, folder)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from transformers import SeamlessM4TFeatureExtractor
 
-from sm_train.config import fingerprint, key
+from sm_train.config import fingerprint, key, to_mapping
 from tools.miniature.ctc import CtcBatch
 from tools.miniature.speech import SAMPLE_RATE_HZ, Voice, utter
 from tools.miniature.training import bucketed
@@ -28,6 +28,7 @@ Feats = np.ndarray[Any, np.dtype[np.float16]]
 class EncoderConfig:
     """How the miniature's speech encoder is made."""
 
+    start_from: str = key("", "folder of a checkpoint of the same shape to go on from; empty: from nothing")
     width: int = key(144, "hidden size")
     feed_forward: int = key(576, "width of the feed-forward layers")
     layers: int = key(4, "conformer layers")
@@ -38,7 +39,8 @@ class EncoderConfig:
     noisy: float = key(0.2, "share of training utterances with white noise")
     min_snr_db: float = key(5.0, "the strongest noise")
     max_snr_db: float = key(30.0, "the weakest noise")
-    letter_steps: int = key(1600, "training steps of the first lesson, characters")
+    test_snr_db: float | None = key(None, "white noise on the test utterances; null for clean speech")
+    letter_steps: int = key(1600, "training steps of the first lesson, characters; 0 to go on with the second")
     word_steps: int = key(900, "training steps of the second lesson, characters and words")
     word_weight: float = key(0.5, "weight of the words' loss beside the characters'")
     batch_size: int = key(24, "utterances a step")
@@ -85,16 +87,24 @@ def speech_of(
     config: EncoderConfig, world: World, split: str, voices: tuple[Voice, ...], count: int, seed: int, cache: Path
 ) -> Speech:
     """Features of ``count`` utterances, from the cache where they were computed before."""
-    noisy = config.noisy if split == "train" else 0.0
-    asked = {"split": split, "voices": [voice.name for voice in voices], "count": count, "seed": seed, "noisy": noisy}
-    asked |= {"min_snr_db": config.min_snr_db, "max_snr_db": config.max_snr_db, "words": sorted(world.word_types())}
+    asked = {"split": split, "voices": [voice.name for voice in voices], "count": count, "seed": seed}
+    asked |= {"world": to_mapping(world.config), "words": sorted(world.word_types()), "test_snr_db": config.test_snr_db}
+    asked |= {"noisy": config.noisy, "min_snr_db": config.min_snr_db, "max_snr_db": config.max_snr_db}
     path = cache / f"{fingerprint(asked)}.npz"
     if not path.is_file():
         rng = np.random.default_rng([seed, len(voices), split == "train"])
-        _synthesise_all(config, world, split, voices, count, noisy, rng, path)
+        _synthesise_all(config, world, split, voices, count, rng, path)
     with np.load(path) as arrays:
         ends = np.cumsum(arrays["lengths"])
         return Speech(np.split(arrays["feats"], ends[:-1]), json.loads(str(arrays["texts"])))
+
+
+def _noise(config: EncoderConfig, split: str, rng: np.random.Generator) -> float | None:
+    """The signal-to-noise ratio in dB of one utterance; None is clean. Every utterance takes one draw at least."""
+    noisy = rng.random() < config.noisy
+    if split != "train":
+        return config.test_snr_db
+    return float(rng.uniform(config.min_snr_db, config.max_snr_db)) if noisy else None
 
 
 def _synthesise_all(
@@ -103,7 +113,6 @@ def _synthesise_all(
     split: str,
     voices: tuple[Voice, ...],
     count: int,
-    noisy: float,
     rng: np.random.Generator,
     path: Path,
 ) -> None:
@@ -112,7 +121,7 @@ def _synthesise_all(
     texts: list[str] = []
     for index in range(count):
         text = world.sample(rng, split).text
-        snr_db = float(rng.uniform(config.min_snr_db, config.max_snr_db)) if rng.random() < noisy else None
+        snr_db = _noise(config, split, rng)
         audio_S = utter(text, voices[index % len(voices)], rng, snr_db)
         made = extractor(audio_S, sampling_rate=SAMPLE_RATE_HZ, return_tensors="np")
         feats.append(made["input_features"][0][: int(made["attention_mask"].sum())].astype(np.float16))
