@@ -1,6 +1,6 @@
-"""Make the miniature's two checkpoints, once: ``python -m tools.miniature.build [CONFIG key=value ...]``.
+"""Make the miniature's checkpoints, once: ``python -m tools.miniature.build [CONFIG key=value ...]``.
 
-A part whose build.json names the same config is not made again. results.json and CARD.md are written from both.
+A part whose build.json names the same config is not made again. results.json and CARD.md are written from all.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sm_train.errors import run_command
 from sm_train.files import write_text
 from tools.miniature.build_encoder import build_encoder
 from tools.miniature.build_llm import build_llm
+from tools.miniature.build_ssl import SslConfig, build_ssl
 from tools.miniature.chat import Prompts
 from tools.miniature.lessons import LlmConfig
 from tools.miniature.training import Row
@@ -30,18 +31,19 @@ DEFAULT_CONFIG = "configs/miniature/build.yaml"
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Both checkpoints and where they go."""
+    """The checkpoints and where they go."""
 
-    output: str = key("tools/miniature/weights", "folder of the two checkpoints, results.json and CARD.md")
+    output: str = key("tools/miniature/weights", "folder of the checkpoints, results.json and CARD.md")
     cache: str = key("", "folder of synthesised features; empty: one under the system's temporary folder")
     prompts: str = key("configs/prompts/miniature.yaml", "the prompts the LLM is trained on, and the held-out ones")
     card: str = key("tools/miniature/card.md", "text of CARD.md; the measured tables take the place of {tables}")
     seed: int = key(17, "every random choice follows from it")
     threads: int = key(1, "torch threads; weights are the same bytes only for the same number")
-    parts: list[str] = key(["llm", "encoder"], "what to make")
+    parts: list[str] = key(["llm", "encoder"], "what to make: llm, encoder, ssl")
     world: WorldConfig = key(WorldConfig(), "the language")
     llm: LlmConfig = key(LlmConfig(), "the LLM")
     encoder: EncoderConfig = key(EncoderConfig(), "the speech encoder")
+    ssl: SslConfig = key(SslConfig(), "the self-supervised speech encoder")
 
 
 def main(argv: list[str]) -> None:
@@ -54,6 +56,7 @@ def main(argv: list[str]) -> None:
     makers: dict[str, Callable[[Path], list[Row]]] = {
         "llm": lambda folder: build_llm(config.llm, world, Prompts(Path(config.prompts)), folder, cache, config.seed),
         "encoder": lambda folder: build_encoder(config.encoder, world, folder, cache, config.seed),
+        "ssl": lambda folder: build_ssl(config.ssl, world, folder, cache, config.seed),
     }
     for part in config.parts:
         _make(config, part, output / part, makers[part])
@@ -92,7 +95,7 @@ def _tables(rows: list[Row]) -> str:
     for row in rows:
         if row["metric"] == "chrf":
             scores.append(f"| {row['system']} | {row['task']} | chrF | {row['value']:.1f} | | {row['count']} |")
-        elif row["metric"] in ("exact_match", "wer"):
+        elif row["metric"] in ("exact_match", "wer", "cer"):
             interval = f"{row['low']:.1%} to {row['high']:.1%}"
             cells = [row["system"], row["task"], row["metric"], f"{row['value']:.1%}", interval, row["count"]]
             scores.append("| " + " | ".join(str(cell) for cell in cells) + " |")
