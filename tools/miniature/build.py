@@ -72,7 +72,7 @@ def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], l
     values = to_mapping(config)
     asked = {name: values[name] for name in ("seed", "threads", "world", part)}
     done = folder / "build.json"
-    if done.is_file() and _same(json.loads(done.read_text(encoding="utf-8"))["config"], asked):
+    if done.is_file() and is_same(json.loads(done.read_text(encoding="utf-8"))["config"], asked):
         print(f"{part}: already made, in {folder}", flush=True)
         return
     done.unlink(missing_ok=True)
@@ -82,7 +82,7 @@ def _make(config: BuildConfig, part: str, folder: Path, make: Callable[[Path], l
     write_text(done, json.dumps({"fingerprint": fingerprint(asked), "config": asked, "results": rows}, indent=1) + "\n")
 
 
-def _same(recorded: dict[str, Any], asked: dict[str, Any]) -> bool:
+def is_same(recorded: dict[str, Any], asked: dict[str, Any]) -> bool:
     """Whether a build was of this config; a key that came later counts as its default."""
     today = to_mapping(from_mapping(BuildConfig, recorded, "build.json"))
     return fingerprint({name: today[name] for name in asked}) == fingerprint(asked)
