@@ -18,7 +18,8 @@ from tools.miniature.patterns import PATTERNS
 from tools.miniature.questions import KINDS, about
 from tools.miniature.world import Sentence, World, WorldConfig, split_of
 
-WORDS = lexicon.read()
+WORDS = lexicon.read("hard")
+"""The easy level's words come first."""
 
 
 def phrase(words: str, plural: bool = False) -> NounPhrase:
@@ -122,6 +123,41 @@ CASES: Sequence[tuple[Clause, str, str, str]] = [
      "le père et ma mère invitent le chanteur célèbre", "der Vater und meine Mutter laden den berühmten Sänger ein"),
     (clause(P("a uncle"), "choose", object=P("nine egg", True)), "an uncle chooses nine eggs",
      "un oncle choisit neuf œufs", "ein Onkel wählt neun Eier"),
+    # From here on with words of the level "hard".
+    (clause(P("the nephew"), "throw", tense="past", object=P("the golden crown"), recipient=P("a princess")),
+     "the nephew threw the golden crown to a princess",
+     "le neveu a lancé la couronne dorée à une princesse",
+     "der Neffe hat einer Prinzessin die goldene Krone zugeworfen"),
+    (clause(P("the shy giant"), "greet", object=P("our brave hero")), "the shy giant greets our brave hero",
+     "le géant timide salue notre héros courageux", "der schüchterne Riese grüßt unseren mutigen Helden"),
+    (clause(P("a huge bear"), "snore", adverbials=(at("behind", "the lighthouse"),)),
+     "a huge bear snores behind the lighthouse",
+     "un ours énorme ronfle derrière le phare", "ein riesiger Bär schnarcht hinter dem Leuchtturm"),
+    (clause(P("the hero"), predicate=A("wise"), very=True), "the hero is very wise",
+     "le héros est très sage", "der Held ist sehr weise"),
+    (clause(P("these hamster", True), "flee", tense="past", adverbials=(at("to", "the valley"),)),
+     "these hamsters fled to the valley",
+     "ces hamsters ont fui à la vallée", "diese Hamster sind zum Tal geflohen"),
+    (clause(P("the wife", True), "descend", tense="past", adverbials=(at("to", "the harbour"),),
+            time=T("two days ago"), time_first=True),
+     "two days ago the wives descended to the harbour",
+     "il y a deux jours les épouses sont descendues au port",
+     "vor zwei Tagen sind die Ehefrauen zum Hafen hinabgestiegen"),
+    (clause(P("my aunt"), "prepare", tense="modal", modal=V("must"), object=P("tasty soup"), time=T("tonight")),
+     "my aunt must prepare tasty soup tonight",
+     "ma tante doit préparer de la soupe savoureuse ce soir", "meine Tante muss heute Abend leckere Suppe zubereiten"),
+    (clause(P("the servant"), "refuse", object=P("sour lemonade")), "the servant refuses sour lemonade",
+     "le serviteur refuse de la limonade acide", "der Diener lehnt saure Limonade ab"),
+    (clause(P("a high tower"), adverbials=(at("beside", "the dark cave"),)),
+     "there is a high tower beside the dark cave",
+     "il y a une tour haute à côté de la grotte sombre", "es gibt einen hohen Turm neben der dunklen Höhle"),
+    (clause(P("the carpenter"), "borrow", tense="past", negated=True, object=P("this axe")),
+     "the carpenter did not borrow this axe",
+     "le menuisier n'a pas emprunté cette hache", "der Tischler hat diese Axt nicht ausgeliehen"),
+    (clause(P("these parrot", True), "frighten", object=P("the falcon")), "these parrots frighten the falcon",
+     "ces perroquets effraient le faucon", "diese Papageien erschrecken den Falken"),
+    (Clause((P("charlotte"), P("thomas")), V("depart"), "past"), "charlotte and thomas departed",
+     "Charlotte et Thomas sont partis", "Charlotte und Thomas sind abgereist"),
 ]  # fmt: skip
 
 
@@ -150,6 +186,30 @@ def test_easy_world_has_500_to_650_word_types(sentences: list[Sentence]) -> None
     types = World(WorldConfig()).word_types()
     assert 500 <= len(types) <= 650
     assert {word for sentence in sentences for word in sentence.text.split()} <= types
+
+
+def test_hard_world_has_1500_word_types_and_longer_sentences() -> None:
+    world, rng = World(WorldConfig(level="hard", detail=1.8, min_words=5, max_words=16)), np.random.default_rng(0)
+    types = world.word_types()
+    assert len(types) >= 1500
+    assert types > World(WorldConfig()).word_types()
+    drawn = [world.sample(rng, "train") for _ in range(500)]
+    lengths = [len(sentence.text.split()) for sentence in drawn]
+    assert (min(lengths), max(lengths) > 13, np.mean(lengths) > 8) == (5, True, True)
+    assert {word for sentence in drawn for word in sentence.text.split()} <= types
+    assert all(text.isascii() and text.islower() for text in types)
+    assert not any(form in f" {s.french} {s.german} ".split() for s in drawn for form in ("-", "None"))
+
+
+def test_hard_words_differ_and_fit() -> None:
+    words = lexicon.read("hard")
+    for rows in (words.nouns, words.verbs, words.adjectives, words.times):
+        forms = [row.en for row in rows]
+        assert len(set(forms)) == len(forms)
+    kinds = {noun.kind for noun in words.nouns}
+    assert all({*verb.subjects, *verb.objects} <= kinds for verb in words.verbs)
+    assert all(set(adjective.kinds) <= kinds for adjective in words.adjectives)
+    assert all({*noun.places} <= set(words.prepositions) for noun in words.nouns)
 
 
 def test_sentences_are_normalised_and_of_the_length_asked_for(sentences: list[Sentence]) -> None:

@@ -23,7 +23,7 @@ from transformers.models.seamless_m4t_v2.modeling_seamless_m4t_v2 import Seamles
 from tools.miniature.ctc import BLANK, CtcBatch, CtcHead, pool_pairs, word_error_rate
 from tools.miniature.speech import HELD_OUT_VOICES, TRAIN_VOICES
 from tools.miniature.training import Row, bucketed, fit, score_row
-from tools.miniature.utterances import EncoderConfig, Speech, batches_of, speech_of
+from tools.miniature.utterances import EncoderConfig, Speech, SpeechConfig, batches_of, speech_of
 from tools.miniature.world import World
 
 PREFIX = "speech_encoder."
@@ -36,10 +36,15 @@ def build_encoder(config: EncoderConfig, world: World, folder: Path, cache: Path
     held_out = speech_of(config, world, "test", HELD_OUT_VOICES, config.test_utterances, seed, cache)
     torch.manual_seed(seed)
     batches = batches_of(config, train, np.random.default_rng(seed))
-    encoder, head = SeamlessM4Tv2SpeechEncoder(_encoder_config(config)), CtcHead(config.width)
-    minutes = _lesson("letters", config, config.letter_steps, encoder, head, [], batches, known)
-    _save(encoder, head, folder)
-    encoder, head = load_encoder(folder), CtcHead.read(folder)
+    minutes = 0.0
+    if config.start_from:
+        encoder, head = load_encoder(Path(config.start_from)), CtcHead.read(Path(config.start_from))
+    else:
+        encoder, head = new_encoder(config), CtcHead(config.width)
+    if config.letter_steps:
+        minutes = _lesson("letters", config, config.letter_steps, encoder, head, [], batches, known)
+        _save(encoder, head, folder)
+        encoder, head = load_encoder(folder), CtcHead.read(folder)
     words = CtcHead(config.width, [BLANK, *sorted(world.word_types())], " ")
     minutes += _lesson("words", config, config.word_steps, encoder, head, [words], batches, known)
     _save(encoder, head, folder)
@@ -117,7 +122,7 @@ def _error_rate(
     return word_error_rate(references, hypotheses)
 
 
-def _encoder_config(config: EncoderConfig) -> SeamlessM4Tv2Config:
+def new_encoder(config: SpeechConfig) -> SeamlessM4Tv2SpeechEncoder:
     """The real checkpoint's fields at small sizes; its other parts are never built, and tiny if someone does."""
     tiny: dict[str, Any] = {
         "vocab_size": 64,
@@ -127,7 +132,7 @@ def _encoder_config(config: EncoderConfig) -> SeamlessM4Tv2Config:
     }
     for part in ("encoder", "decoder", "t2u_encoder", "t2u_decoder"):
         tiny |= {f"{part}_layers": 1, f"{part}_ffn_dim": 64, f"{part}_attention_heads": config.heads}
-    return SeamlessM4Tv2Config(
+    values = SeamlessM4Tv2Config(
         architectures=["SeamlessM4Tv2Model"],
         hidden_size=config.width,
         speech_encoder_layers=config.layers,
@@ -141,10 +146,16 @@ def _encoder_config(config: EncoderConfig) -> SeamlessM4Tv2Config:
         adaptor_stride=2,
         **tiny,
     )
+    return SeamlessM4Tv2SpeechEncoder(values)
 
 
 def _save(encoder: SeamlessM4Tv2SpeechEncoder, head: CtcHead, folder: Path) -> None:
-    """The speech encoder's part of a checkpoint of SeamlessM4Tv2Model, in fp16, and the CTC head beside it."""
+    save_encoder(encoder, folder)
+    head.save(folder)
+
+
+def save_encoder(encoder: SeamlessM4Tv2SpeechEncoder, folder: Path) -> None:
+    """The speech encoder's part of a checkpoint of SeamlessM4Tv2Model, in fp16."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {PREFIX + name: tensor.half().contiguous() for name, tensor in encoder.state_dict().items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
@@ -152,4 +163,3 @@ def _save(encoder: SeamlessM4Tv2SpeechEncoder, head: CtcHead, folder: Path) -> N
     encoder.config.architectures = ["SeamlessM4Tv2Model"]
     encoder.config.save_pretrained(folder)
     SeamlessM4TFeatureExtractor().save_pretrained(folder)
-    head.save(folder)

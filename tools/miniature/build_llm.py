@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from sacrebleu.metrics.chrf import CHRF
 from torch.nn.functional import cross_entropy
 from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -18,6 +19,7 @@ from tools.miniature.chat import Encoder, Example, Prompts, examples_of
 from tools.miniature.lessons import IGNORED, Batch, LlmConfig, lessons, practice
 from tools.miniature.tokenizer import train_tokenizer, whole_words
 from tools.miniature.training import Row, fit, score_row, share_row
+from tools.miniature.warm import start_from
 from tools.miniature.world import Sentence, World
 
 MINUTES = "minutes.json"
@@ -38,7 +40,7 @@ def build_llm(config: LlmConfig, world: World, prompts: Prompts, folder: Path, c
         "llm practice",
         model,
         practice(config, world, prompts, Encoder(tokenizer), rng),
-        lambda batch: _loss(model, batch, config.neftune_alpha),
+        lambda batch: _loss(model, batch, config),
         config.practice_steps,
         config.practice_rate,
         config.warm_up,
@@ -64,12 +66,15 @@ def _first_training(config: LlmConfig, world: World, prompts: Prompts, folder: P
     tokenizer = _tokenizer(config, world, prompts, rng)
     print(f"llm tokenizer of {len(tokenizer)} tokens", flush=True)
     model = _model(config, tokenizer)
+    if config.start_from:
+        known = start_from(model, tokenizer, Path(config.start_from))
+        print(f"llm goes on from {config.start_from}, which knows {known} of the tokens", flush=True)
     tests = [world.sample(rng, "test") for _ in range(config.test_sentences)]
     minutes = fit(
         "llm",
         model,
         lessons(config, world, prompts, Encoder(tokenizer), rng),
-        lambda batch: _loss(model, batch, config.neftune_alpha),
+        lambda batch: _loss(model, batch, config),
         config.steps,
         config.learning_rate,
         config.warm_up,
@@ -98,6 +103,10 @@ def evaluate_llm(
             system = f"llm, {group} prompts" + (f", {num_pads} pads" if num_pads else "")
             rows.append(share_row(system, task, "exact_match", hits))
             print(f"{system}, {task}: {rows[-1]['value']:.3f}", flush=True)
+            if base == "st":
+                score = CHRF().corpus_score(answers, [[example.answer for example in examples]]).score
+                rows.append(score_row(system, task, "chrf", score, len(examples)))
+                print(f"{system}, {task}: chrF {score:.1f}", flush=True)
     return rows
 
 
@@ -172,16 +181,17 @@ def _model(config: LlmConfig, tokenizer: PreTrainedTokenizerFast) -> LlamaForCau
     return model
 
 
-def _loss(model: LlamaForCausalLM, batch: Batch, alpha: float) -> torch.Tensor:
+def _loss(model: LlamaForCausalLM, batch: Batch, config: LlmConfig) -> torch.Tensor:
     """Cross-entropy on the answers, under NEFTune's noise of alpha / sqrt(L * D) on every input embedding."""
     embeds_BLD = model.get_input_embeddings()(batch.ids_BL)
     lengths_B11 = batch.mask_BL.sum(1)[:, None, None]
     noise_BLD = torch.empty_like(embeds_BLD).uniform_(-1, 1)
-    embeds_BLD = embeds_BLD + noise_BLD * alpha / (lengths_B11 * embeds_BLD.shape[2]).sqrt()
-    hidden_BLD = model.model(inputs_embeds=embeds_BLD, attention_mask=batch.mask_BL, use_cache=False).last_hidden_state
+    embeds_BLD = embeds_BLD + noise_BLD * config.neftune_alpha / (lengths_B11 * embeds_BLD.shape[2]).sqrt()
     answered = batch.labels_BL[:, 1:] != IGNORED
-    logits = model.lm_head(hidden_BLD[:, :-1][answered])
-    return cross_entropy(logits, batch.labels_BL[:, 1:][answered])
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+        made = model.model(inputs_embeds=embeds_BLD, attention_mask=batch.mask_BL, use_cache=False)
+        logits = model.lm_head(made.last_hidden_state[:, :-1][answered])
+    return cross_entropy(logits.float(), batch.labels_BL[:, 1:][answered])
 
 
 def _glance(

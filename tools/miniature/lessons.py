@@ -30,6 +30,7 @@ POOL = 16
 class LlmConfig:
     """How the miniature's LLM is made."""
 
+    start_from: str = key("", "folder of a checkpoint of the same shape to go on from; empty: from nothing")
     vocabulary: int = key(4096, "tokens of the tokenizer")
     tokenizer_sentences: int = key(20000, "sentences whose texts train the tokenizer")
     word_weight: int = key(3000, "extra occurrences of each English word in the tokenizer's texts")
@@ -50,6 +51,7 @@ class LlmConfig:
     padded: float = key(0.3, "share of examples whose transcript is followed by pad tokens")
     max_pads: int = key(20, "the most pad tokens behind a transcript")
     neftune_alpha: float = key(30.0, "uniform noise on input embeddings, alpha of NEFTune (arXiv 2310.05914)")
+    bfloat16: bool = key(False, "autocast matrix products in training")
     check_every: int = key(300, "steps between looks at exact match")
     practice_steps: int = key(2000, "steps of the second training, from the first one's fp16 weights, all tasks alike")
     practice_rate: float = key(1.5e-3, "peak of the second training's schedule")
