@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,18 @@ def test_chat_template_is_the_documented_string(tokenizer: PreTrainedTokenizerFa
 def test_held_out_prompts_are_in_no_training_prompt(prompts: Prompts) -> None:
     for task in prompts.tasks:
         assert not set(prompts.of(task, "held_out")) & {*prompts.of(task, "train"), *prompts.of(task, "variants")}
+
+
+def test_held_out_prompts_are_made_of_words_that_were_trained_on(config: BuildConfig, prompts: Prompts) -> None:
+    def words(texts: list[str]) -> set[str]:
+        return set(re.findall(r"\w+", " ".join(texts).lower()))
+
+    known = words(
+        [text for task in prompts.tasks for group in ("train", "variants") for text in prompts.of(task, group)]
+    )
+    for task in prompts.tasks:
+        assert words(prompts.of(task, "held_out")) <= known
+        assert len(prompts.of(task, "held_out")) >= (8 if config.world.level == "hard" else 2)
 
 
 @pytest.mark.parametrize("group", ["train", "held_out"])

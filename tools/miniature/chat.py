@@ -27,17 +27,25 @@ CHAT_TEMPLATE = (
 TARGETS = {"French": "french", "German": "german"}
 """Target language as prompts name it -> the field of a sentence that holds it."""
 
-_TEXT = ["the text below", "the following text", "this sentence", "the sentence", "this text", "the words", "this"]
+_TEXT = [
+    " the text below",
+    " the following text",
+    " this sentence",
+    " the sentence",
+    " this text",
+    " the words",
+    " this",
+]
 _VARIANTS: dict[str, list[list[str]]] = {
     "asr": [
         ["Repeat", "Copy", "Transcribe", "Write down", "Write", "Type", "Say", "Give", "Please repeat", "Spell out"],
-        [*_TEXT, "what was said", "what you hear", "what was spoken"],
+        [*_TEXT, " what was said", " what you hear", " what was spoken"],
         ["", " exactly", " again", ", word for word", " without any change", " as it is", " in English", " literally"],
         [".", ":"],
     ],
     "st": [
         ["Translate", "Put", "Say", "Give", "Write", "Express", "Turn", "Please translate", "Render"],
-        [*_TEXT, "what was said", "the same", "the translation of this", "the meaning"],
+        [*_TEXT, " what was said", " the same", " the translation of this", " the meaning"],
         [" into {target_language}", " in {target_language}", " to {target_language}"],
         [".", ":", ", please."],
     ],

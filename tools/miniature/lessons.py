@@ -21,7 +21,6 @@ from tools.miniature.world import World
 FIRST_SHARES = {"asr": 0.4, "st": 0.4, "sqa": 0.2}
 """Shares of the tasks while copying is learnt."""
 LATER_SHARES = {"asr": 0.1, "st": 0.6, "sqa": 0.3}
-PRACTICE_SHARES = {"asr": 0.3, "st": 0.45, "sqa": 0.25}
 IGNORED = -100
 POOL = 16
 
@@ -55,6 +54,7 @@ class LlmConfig:
     check_every: int = key(300, "steps between looks at exact match")
     practice_steps: int = key(2000, "steps of the second training, from the first one's fp16 weights, all tasks alike")
     practice_rate: float = key(1.5e-3, "peak of the second training's schedule")
+    practice_st: float = key(0.45, "share of translation in the second training; the rest is asr and sqa, six to five")
     test_sentences: int = key(200, "held-out sentences of the final evaluation")
 
 
@@ -82,8 +82,10 @@ def practice(
     config: LlmConfig, world: World, prompts: Prompts, encoder: Encoder, rng: np.random.Generator
 ) -> Iterator[Batch]:
     """The second training: all tasks, endlessly."""
+    rest = 1 - config.practice_st
+    shares = {"asr": rest * 6 / 11, "st": config.practice_st, "sqa": rest * 5 / 11}
     while True:
-        yield from _pool(config, world, prompts, encoder, PRACTICE_SHARES, rng)
+        yield from _pool(config, world, prompts, encoder, shares, rng)
 
 
 def _pool(
