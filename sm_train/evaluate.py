@@ -38,22 +38,26 @@ from sm_train.scoring.table import table
 from sm_train.train import checkpoint
 
 DONE = "evaluation.json"
+_GROUPS = ("train", "held_out")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What is compared, on what."""
 
-    run: str = config.key(config.REQUIRED, "run folder of training; the results go there")
+    run: str | None = config.key(config.REQUIRED, "run folder of training; null: none, only references (with out)")
+    out: str | None = config.key(None, "folder of results, hypotheses and report; null: the run's")
     checkpoint: str = config.key("best", "best | latest | a checkpoint folder")
     tuned: list[str] = config.key([], "run folders of tuning to compare with, each by its best checkpoint")
     other_template: bool = config.key(False, "also evaluate mappers that were tuned with another LLM or chat template")
+    references: bool = config.key(True, "also topline, and the cascade if there is one")
     shards: str = config.key(config.REQUIRED, "shard set with the test splits")
     target: str = config.key(config.REQUIRED, "name of the LLM's target set in it")
     splits: list[str] = config.key(["test"], "splits to evaluate on")
     instructions: str = config.key(config.REQUIRED, "Parquet or JSONL file of tasks")
     prompts: str = config.key(config.REQUIRED, "YAML file of prompts by task")
-    prompt_group: str = config.key("train", "which paraphrases: train | held_out")
+    prompt_group: str = config.key("train", "which paraphrases: train | held_out | both (each question with each)")
+    paraphrases: str = config.key("one", "of a group: one (chosen for each question by hash) | all")
     llm: LlmConfig = config.key(LlmConfig(), "the frozen LLM")
     cascade: str | None = config.key(None, "folder with ctc_head.safetensors for the cascade; null leaves it out")
     trim: str = config.key("change_point", "where stage 1's positions end: change_point | first_pad | none")
@@ -69,19 +73,35 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.trim not in TRIMS:
             raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
-        if self.prompt_group not in ("train", "held_out"):
-            raise ValueError(f"prompt_group is {self.prompt_group!r}; it must be train or held_out")
+        if self.prompt_group not in (*_GROUPS, "both"):
+            raise ValueError(f"prompt_group is {self.prompt_group!r}; it must be train, held_out or both")
+        if self.paraphrases not in ("one", "all"):
+            raise ValueError(f"paraphrases is {self.paraphrases!r}; it must be one or all")
+        if not self.run and not self.out:
+            raise ValueError("run is null and so is out; name the folder that the results go to as out")
+        if not self.run and not self.tuned and not self.references:
+            raise ValueError("references is false and there is no run and none in tuned: nothing is left to evaluate")
         if self.normaliser not in NORMALISERS:
             raise ValueError(f"normaliser is {self.normaliser!r}; it must be one of {', '.join(NORMALISERS)}")
         for name in ("max_new_tokens", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of paraphrases that every question is asked with."""
+        return _GROUPS if self.prompt_group == "both" else (self.prompt_group,)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.out or self.run or "")
+
 
 def run(cfg: EvaluateConfig) -> None:
     """Evaluate, score, report; an evaluation that is there already is only shown."""
-    folder = Path(cfg.run)
-    runs = [(folder, cfg.checkpoint), *((Path(tuned), "best") for tuned in cfg.tuned)]
+    folder = cfg.folder
+    runs = [*([(Path(cfg.run), cfg.checkpoint)] if cfg.run else []), *((Path(tuned), "best") for tuned in cfg.tuned)]
     trained = mappers.read_all([(run, checkpoint.find(run, name)) for run, name in runs])
     asked = _described(cfg, trained)
     outputs = [folder / name for name in (DONE, "results.json", "hypotheses.jsonl", "report.html")]
@@ -118,7 +138,7 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, trained: Sequence[Trained]) -> 
     targets = TargetSet(Path(cfg.shards), cfg.target)
     utterances = Utterances(Path(cfg.shards), cfg.splits)
     tasks, prompts = manifest.read_instructions(Path(cfg.instructions)), read_prompts(Path(cfg.prompts))
-    questions = questions_about(utterances, tasks, prompts, cfg.prompt_group, cfg.seed)
+    questions = questions_about(utterances, tasks, prompts, cfg.groups, cfg.seed, cfg.paraphrases)
     asked_for = {question.task.target_lang for question in questions if question.task.task == "st"}
     languages = open_languages(cfg.lexicon, asked_for, LANGUAGES)
     read_here = {**files.read_json(Path(cfg.shards) / DATASET), **targets.contract}
@@ -129,16 +149,17 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, trained: Sequence[Trained]) -> 
     for one in trained if not cfg.other_template else []:
         one.require_template(llm, "evaluate it with that template, or set other_template: true")
     mapped = [one.as_system(targets, cfg.trim, llm.device) for one in trained]
-    systems: list[System] = [Topline(llm, targets.contract["normaliser"])]
-    if cfg.cascade:
+    systems: list[System] = [Topline(llm, targets.contract["normaliser"])] if cfg.references else []
+    if cfg.references and cfg.cascade:
         systems.append(Cascade(llm, CtcHead(Path(cfg.cascade))))
     hypotheses = answer_all([*systems, *mapped], llm, utterances, questions, cfg.max_new_tokens, cfg.batch_size)
     scores.write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
     scores.write_results(folder / "results.json", scores.score(hypotheses, cfg.normaliser, languages))
     shown = showcase.examples(utterances, hypotheses, cfg.audio_root, cfg.examples)
-    metrics = folder / "metrics.jsonl"
-    picture, tuned = showcase.picture(utterances, mapped[0]), [(one.name, one.run) for one in trained if one.is_tuned]
-    build_report(folder, shown, picture, metrics if metrics.exists() else None, tuned)
+    picture = showcase.picture(utterances, mapped[0]) if mapped else None
+    pretrained = [one.run for one in trained if not one.is_tuned]
+    tuned = [(one.name, one.run) for one in trained if one.is_tuned]
+    build_report(folder, shown, picture, pretrained[0] if pretrained else None, tuned)
 
 
 def main(argv: list[str]) -> None:

@@ -29,6 +29,8 @@ class Question:
     task: Task
     prompt: str
     message: str
+    group: str
+    """Of the paraphrases that the prompt is one of."""
 
 
 class Utterances:
@@ -49,20 +51,27 @@ class Utterances:
 
 
 def questions_about(
-    utterances: Utterances, tasks: Sequence[Task], prompts: PromptSet, group: str, seed: int
-) -> list[Question]:
-    """The tasks of these utterances, each with a paraphrase chosen by (seed, utterance, task).
+    utterances: Utterances, tasks: Sequence[Task], prompts: PromptSet, groups: Sequence[str], seed: int,
+    paraphrases: str = "one",
+) -> list[Question]:  # fmt: skip
+    """The tasks of these utterances, asked once with each group of prompts.
+
+    ``paraphrases``: one of the group, chosen by (seed, utterance, task), or all of it.
 
     Raises:
         UserError: not one task is about any of them.
     """
     found = []
-    for task in tasks:
-        row = utterances.by_id.get(task.utterance_id)
-        if row is None:
-            continue
-        prompt = prompts.choose(task.task, group, seed, f"{task.utterance_id}/{task.target_lang}")
-        found.append(Question(row["ordinal"], row["split"], task, prompt, message_for(prompt, task)))
+    for group in groups:
+        for task in tasks:
+            row = utterances.by_id.get(task.utterance_id)
+            if row is None:
+                continue
+            chosen = prompts.of(task.task, group)
+            if paraphrases == "one":
+                chosen = [prompts.choose(task.task, group, seed, f"{task.utterance_id}/{task.target_lang}")]
+            asked = (row["ordinal"], row["split"], task)
+            found += [Question(*asked, prompt, message_for(prompt, task), group) for prompt in chosen]
     if not found:
         raise UserError("the instructions hold no task about the utterances of these splits")
     return found
@@ -96,7 +105,7 @@ def _hypothesis(system: str, question: Question, text: str) -> Hypothesis:
     task = question.task
     return Hypothesis(
         system, task.task, task.target_lang, question.split, question.ordinal, task.utterance_id, question.prompt,
-        task.answer, text,
+        task.answer, text, question.group,
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from sm_train.scoring.systems import Heard
 
 PROMPTS = PromptSet(
     {
-        "asr": {"train": ["Copy.\n{speech}"]},
+        "asr": {"train": ["Copy.\n{speech}"], "held_out": ["Write.\n{speech}", "{speech}\nWrite."]},
         "st": {"train": ["{speech}\nIn {target_language}."]},
         "sqa": {"train": ["{speech}\n{question}"]},
     }
@@ -49,15 +49,24 @@ def tasks(utterances: Utterances) -> list[Task]:
 
 
 def test_questions_are_filled_and_only_about_these_utterances(utterances: Utterances) -> None:
-    questions = questions_about(utterances, tasks(utterances), PROMPTS, "train", 0)
+    questions = questions_about(utterances, tasks(utterances), PROMPTS, ["train"], 0)
     assert len(questions) == 7
     assert questions[3].message == "{speech}\nIn German."
     assert questions[6].message == "{speech}\nwho"
 
 
+def test_every_group_and_every_paraphrase(utterances: Utterances) -> None:
+    asr = tasks(utterances)[:3]
+    both = questions_about(utterances, asr, PROMPTS, ["train", "held_out"], 0)
+    assert [q.group for q in both] == 3 * ["train"] + 3 * ["held_out"]
+    assert [q.task for q in both] == [*asr, *asr]
+    every = questions_about(utterances, asr, PROMPTS, ["held_out"], 0, "all")
+    assert [(q.task, q.message) for q in every] == [(t, m) for t in asr for m in PROMPTS.of("asr", "held_out")]
+
+
 def test_no_task_about_the_split_is_an_error(utterances: Utterances) -> None:
     with pytest.raises(UserError, match="no task about the utterances"):
-        questions_about(utterances, [Task("another", "asr", {}, "en", "x")], PROMPTS, "train", 0)
+        questions_about(utterances, [Task("another", "asr", {}, "en", "x")], PROMPTS, ["train"], 0)
 
 
 def test_a_split_that_is_not_there_is_named(shard_set: Path) -> None:
@@ -67,7 +76,7 @@ def test_a_split_that_is_not_there_is_named(shard_set: Path) -> None:
 
 def test_every_question_is_answered_in_order_whatever_the_batch(utterances: Utterances, llm_folder: Path) -> None:
     llm = FrozenLlm(LlmConfig(str(llm_folder), device="cpu"))
-    questions = questions_about(utterances, tasks(utterances), PROMPTS, "train", 0)
+    questions = questions_about(utterances, tasks(utterances), PROMPTS, ["train"], 0)
     one = answer_all([Parrot(llm)], llm, utterances, questions, max_new_tokens=5, batch_size=1)
     many = answer_all([Parrot(llm)], llm, utterances, questions, max_new_tokens=5, batch_size=4)
     assert one == many
