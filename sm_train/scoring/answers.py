@@ -132,6 +132,7 @@ def _answered(
     asr = dict.fromkeys(q.ordinal for q in questions if q.task.task == "asr")
     said = {ordinal: system.transcript(heard[ordinal]) for ordinal in asr}
     mapped = time.perf_counter()
+    progress.map(system.name, len(heard))
     texts: list[str] = []
     for batch in batches:
         texts += ask(llm, [q.message for q in batch], [vectors[q.ordinal] for q in batch], max_new_tokens)
@@ -178,11 +179,18 @@ def _hypothesis(system: str, question: Question, text: str) -> Hypothesis:
 
 
 class Progress:
-    """Lines on what a rank has answered: after the first batch, then every so often, and at the end."""
+    """Lines on what rank 0 has done: each system's first vectors, the first batch, then every so often, the end."""
 
     def __init__(self, total: int, rank: int) -> None:
         self.total, self.rank, self.done = total, rank, 0
         self.start = self.shown = time.monotonic()
+        self.mapping = ""
+
+    def map(self, system: str, count: int) -> None:
+        """Say that a system's first utterances have their vectors."""
+        if self.rank == 0 and system != self.mapping:
+            self.mapping = system
+            self.say(f"{system}, the first {count} utterances mapped, decoding")
 
     def add(self, system: str, count: int) -> None:
         """Count some answers of a system."""
