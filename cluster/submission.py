@@ -123,7 +123,7 @@ def make(stage: str, words: list[str], submit: SubmitConfig) -> Job:
     """
     if schema := SCHEMAS[stage]:
         cfg = config.load(schema, words, f"cluster.submit {stage}")
-        run = cfg.out if stage == "precompute" else cfg.run
+        run = getattr(cfg, "out", None) or cfg.run
     else:
         if not words or words[0].startswith("-"):
             raise UserError("retarget: give the shard set first, then what cluster.retarget takes")

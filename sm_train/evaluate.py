@@ -1,19 +1,19 @@
 """Evaluation: every system answers every task about every utterance of the test splits; scores and a report.
 
     python -m sm_train.evaluate CONFIG.yaml [key=value ...]
+    torchrun --nproc-per-node N -m sm_train.evaluate CONFIG.yaml [key=value ...]
 
-Writes results.json, hypotheses.jsonl and report.html into the run folder.
+Writes hypotheses.jsonl, results.json, report.html, timing.json and evaluation.json into the run folder, or ``out``; any
+number of ranks gives the same hypotheses and results. An evaluation that was interrupted goes on.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sm_train import config, files
 from sm_train.data import manifest
@@ -21,39 +21,48 @@ from sm_train.data.mds import file_digest
 from sm_train.data.shards import DATASET
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import NORMALISERS
-from sm_train.errors import run_command
+from sm_train.errors import UserError, exit_hard, run_command
 from sm_train.models import checkpoints
 from sm_train.models.embedding import require_embeddings
 from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.speech import CtcHead
 from sm_train.prompts import LANGUAGES, read_prompts
+from sm_train.runlog import say
 from sm_train.scoring import mappers, scores, showcase
-from sm_train.scoring.answers import Utterances, answer_all, questions_about
+from sm_train.scoring.answers import Question, Utterances, answer_all, merge, questions_about
 from sm_train.scoring.decode import TRIMS
+from sm_train.scoring.kept import Kept, Work
 from sm_train.scoring.language import open_languages
 from sm_train.scoring.mappers import Trained
 from sm_train.scoring.report import build_report
-from sm_train.scoring.systems import Cascade, System, Topline
+from sm_train.scoring.scores import Hypothesis
+from sm_train.scoring.systems import Cascade, Mapped, System, Topline
 from sm_train.scoring.table import table
 from sm_train.train import checkpoint
+from sm_train.train.engines.base import place
+from sm_train.train.engines.share import sharing
 
-DONE = "evaluation.json"
+DONE, TIMING = "evaluation.json", "timing.json"
+_GROUPS = ("train", "held_out")
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
     """What is compared, on what."""
 
-    run: str = config.key(config.REQUIRED, "run folder of training; the results go there")
+    run: str | None = config.key(config.REQUIRED, "run folder of training; null: none, only references (with out)")
+    out: str | None = config.key(None, "folder of results, hypotheses and report; null: the run's")
     checkpoint: str = config.key("best", "best | latest | a checkpoint folder")
     tuned: list[str] = config.key([], "run folders of tuning to compare with, each by its best checkpoint")
     other_template: bool = config.key(False, "also evaluate mappers that were tuned with another LLM or chat template")
+    references: bool = config.key(True, "also topline, and the cascade if there is one")
     shards: str = config.key(config.REQUIRED, "shard set with the test splits")
     target: str = config.key(config.REQUIRED, "name of the LLM's target set in it")
     splits: list[str] = config.key(["test"], "splits to evaluate on")
     instructions: str = config.key(config.REQUIRED, "Parquet or JSONL file of tasks")
     prompts: str = config.key(config.REQUIRED, "YAML file of prompts by task")
-    prompt_group: str = config.key("train", "which paraphrases: train | held_out")
+    prompt_group: str = config.key("train", "which paraphrases: train | held_out | both (each question with each)")
+    paraphrases: str = config.key("one", "of a group: one (chosen for each question by hash) | all")
     llm: LlmConfig = config.key(LlmConfig(), "the frozen LLM")
     cascade: str | None = config.key(None, "folder with ctc_head.safetensors for the cascade; null leaves it out")
     trim: str = config.key("change_point", "where stage 1's positions end: change_point | first_pad | none")
@@ -69,31 +78,55 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.trim not in TRIMS:
             raise ValueError(f"trim is {self.trim!r}; it must be one of {', '.join(TRIMS)}")
-        if self.prompt_group not in ("train", "held_out"):
-            raise ValueError(f"prompt_group is {self.prompt_group!r}; it must be train or held_out")
+        if self.prompt_group not in (*_GROUPS, "both"):
+            raise ValueError(f"prompt_group is {self.prompt_group!r}; it must be train, held_out or both")
+        if self.paraphrases not in ("one", "all"):
+            raise ValueError(f"paraphrases is {self.paraphrases!r}; it must be one or all")
+        if not self.run and not self.out:
+            raise ValueError("run is null and so is out; name the folder that the results go to as out")
+        if not self.run and not self.tuned and not self.references:
+            raise ValueError("references is false and there is no run and none in tuned: nothing is left to evaluate")
         if self.normaliser not in NORMALISERS:
             raise ValueError(f"normaliser is {self.normaliser!r}; it must be one of {', '.join(NORMALISERS)}")
         for name in ("max_new_tokens", "batch_size", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of paraphrases that every question is asked with."""
+        return _GROUPS if self.prompt_group == "both" else (self.prompt_group,)
+
+    @property
+    def folder(self) -> Path:
+        """Where the results go."""
+        return Path(self.out or self.run or "")
+
 
 def run(cfg: EvaluateConfig) -> None:
     """Evaluate, score, report; an evaluation that is there already is only shown."""
-    folder = Path(cfg.run)
-    runs = [(folder, cfg.checkpoint), *((Path(tuned), "best") for tuned in cfg.tuned)]
-    trained = mappers.read_all([(run, checkpoint.find(run, name)) for run, name in runs])
+    folder, trained = cfg.folder, read_trained(cfg)
+    if cfg.llm.device_map and place()[1] > 1:
+        raise UserError(f"llm.device_map is {cfg.llm.device_map!r}, for one rank alone; there are {place()[1]}")
     asked = _described(cfg, trained)
     outputs = [folder / name for name in (DONE, "results.json", "hypotheses.jsonl", "report.html")]
-    if all(path.exists() for path in outputs) and files.read_json(folder / DONE) == asked:
-        print(f"{folder}: evaluated already")
+    if all(path.exists() for path in outputs) and files.read_json(folder / DONE).items() >= asked.items():
+        say(f"{folder}: evaluated already")
     else:
-        print(f"{folder}: evaluating {len(trained)} mapper(s) on {', '.join(cfg.splits)}", file=sys.stderr, flush=True)
-        (folder / DONE).unlink(missing_ok=True)
-        _evaluate(cfg, folder, trained)
-        files.write_json(folder / DONE, asked)
-    print(table(scores.read_results(folder / "results.json")))
-    print(f"report: {folder / 'report.html'}")
+        _evaluate(cfg, trained, asked)
+    if place()[0] == 0:
+        print(table(scores.read_results(folder / "results.json")))
+        print(f"report: {folder / 'report.html'}", flush=True)
+
+
+def read_trained(cfg: EvaluateConfig) -> list[Trained]:
+    """The mappers that are compared.
+
+    Raises:
+        UserError: a run or its checkpoint is not there.
+    """
+    runs = [*([(Path(cfg.run), cfg.checkpoint)] if cfg.run else []), *((Path(tuned), "best") for tuned in cfg.tuned)]
+    return mappers.read_all([(run, checkpoint.find(run, name)) for run, name in runs])
 
 
 def _described(cfg: EvaluateConfig, trained: Sequence[Trained]) -> dict[str, Any]:
@@ -105,22 +138,56 @@ def _described(cfg: EvaluateConfig, trained: Sequence[Trained]) -> dict[str, Any
         "instructions": Path(cfg.instructions),
         "prompts": Path(cfg.prompts),
         "lexicon": Path(cfg.lexicon or ""),
+        "cascade": Path(cfg.cascade or "") / "ctc_head.safetensors",
     }
     digests = {name: file_digest(path) if path.is_file() else "" for name, path in paths.items()}
-    weights = {one.name: file_digest(one.folder / "mapper.safetensors") for one in trained}
-    asked = replace(cfg, llm=replace(cfg.llm, stage_to=None))
-    return {"config": config.fingerprint(asked), "mappers": weights, **digests}
+    weights = {one.name: [file_digest(path) for path in _weights(one)] for one in trained}
+    settings = config.to_mapping(replace(cfg, llm=replace(cfg.llm, stage_to=None)))
+    return {"settings": settings, "mappers": weights, **digests}
 
 
-def _evaluate(cfg: EvaluateConfig, folder: Path, trained: Sequence[Trained]) -> None:
-    torch.set_num_threads(cfg.threads)
-    folder.mkdir(parents=True, exist_ok=True)
-    targets = TargetSet(Path(cfg.shards), cfg.target)
-    utterances = Utterances(Path(cfg.shards), cfg.splits)
+def _weights(one: Trained) -> list[Path]:
+    """The files of a checkpoint that answers follow from."""
+    return sorted(path for path in one.folder.glob("*.safetensors") if path.stem != "moments")
+
+
+def _evaluate(cfg: EvaluateConfig, trained: Sequence[Trained], asked: Mapping[str, Any]) -> None:
+    """Every rank answers its batches; rank 0 merges them, scores and reports."""
+    if place()[0] == 0:
+        what = f"evaluating {len(trained)} mapper(s) on {', '.join(cfg.splits)}, loading models"
+        print(f"{cfg.folder}: {what}", file=sys.stderr, flush=True)
+        (cfg.folder / DONE).unlink(missing_ok=True)
+        Kept(cfg.folder).begin(asked)
+    with sharing(cfg.llm.device, cfg.threads, asked) as (rank, world_size):
+        utterances = Utterances(Path(cfg.shards), cfg.splits)
+        questions = _questions(cfg, utterances)
+        asked_for = {question.task.target_lang for question in questions if question.task.task == "st"}
+        languages = open_languages(cfg.lexicon, asked_for, LANGUAGES)
+        llm, systems = _systems(cfg, trained)
+        kept, size = Kept(cfg.folder, rank), cfg.batch_size
+        if rank == 0:
+            about = f"{len(utterances.rows)} utterances, {len(questions)} questions, {len(systems)} system(s)"
+            share = f", shared by {world_size} ranks" if world_size > 1 else ""
+            print(f"evaluate: models loaded; {about}{share}", file=sys.stderr, flush=True)
+        answer_all(systems, llm, utterances, questions, cfg.max_new_tokens, size, kept, (rank, world_size))
+    if rank == 0:
+        hypotheses, work = merge(systems, utterances, questions, size, kept)
+        scores.write_hypotheses(cfg.folder / "hypotheses.jsonl", hypotheses)
+        scores.write_results(cfg.folder / "results.json", scores.score(hypotheses, cfg.normaliser, languages))
+        mapped = next((system for system in systems if isinstance(system, Mapped)), None)
+        write_report(cfg, cfg.folder, hypotheses, trained, utterances, mapped)
+        _write_work(cfg.folder, asked, work)
+        kept.remove()
+
+
+def _questions(cfg: EvaluateConfig, utterances: Utterances) -> list[Question]:
     tasks, prompts = manifest.read_instructions(Path(cfg.instructions)), read_prompts(Path(cfg.prompts))
-    questions = questions_about(utterances, tasks, prompts, cfg.prompt_group, cfg.seed)
-    asked_for = {question.task.target_lang for question in questions if question.task.task == "st"}
-    languages = open_languages(cfg.lexicon, asked_for, LANGUAGES)
+    return questions_about(utterances, tasks, prompts, cfg.groups, cfg.seed, cfg.paraphrases)
+
+
+def _systems(cfg: EvaluateConfig, trained: Sequence[Trained]) -> tuple[FrozenLlm, list[System]]:
+    """The LLM and all that is compared, in the order of the results."""
+    targets = TargetSet(Path(cfg.shards), cfg.target)
     read_here = {**files.read_json(Path(cfg.shards) / DATASET), **targets.contract}
     for one in trained:
         one.require_frozen(read_here)
@@ -128,21 +195,41 @@ def _evaluate(cfg: EvaluateConfig, folder: Path, trained: Sequence[Trained]) -> 
     llm = FrozenLlm(cfg.llm)
     for one in trained if not cfg.other_template else []:
         one.require_template(llm, "evaluate it with that template, or set other_template: true")
-    mapped = [one.as_system(targets, cfg.trim, llm.device) for one in trained]
-    systems: list[System] = [Topline(llm, targets.contract["normaliser"])]
-    if cfg.cascade:
+    systems: list[System] = [Topline(llm, targets.contract["normaliser"])] if cfg.references else []
+    if cfg.references and cfg.cascade:
         systems.append(Cascade(llm, CtcHead(Path(cfg.cascade))))
-    hypotheses = answer_all([*systems, *mapped], llm, utterances, questions, cfg.max_new_tokens, cfg.batch_size)
-    scores.write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
-    scores.write_results(folder / "results.json", scores.score(hypotheses, cfg.normaliser, languages))
-    shown = showcase.examples(utterances, hypotheses, cfg.audio_root, cfg.examples)
-    metrics = folder / "metrics.jsonl"
-    picture, tuned = showcase.picture(utterances, mapped[0]), [(one.name, one.run) for one in trained if one.is_tuned]
-    build_report(folder, shown, picture, metrics if metrics.exists() else None, tuned)
+    return llm, [*systems, *(one.as_system(targets, cfg.trim, llm.device) for one in trained)]
+
+
+def write_report(
+    cfg: EvaluateConfig, folder: Path, hypotheses: Sequence[Hypothesis], trained: Sequence[Trained],
+    utterances: Utterances | None, mapped: Mapped | None,
+) -> None:  # fmt: skip
+    """report.html from the results and hypotheses in ``folder``.
+
+    Without ``utterances`` it has the texts that hypotheses hold and no players, without ``mapped`` no picture.
+    """
+    rows = utterances.rows if utterances else showcase.rows_of(hypotheses)
+    shown = showcase.examples(rows, hypotheses, cfg.audio_root if utterances else None, cfg.examples)
+    picture = showcase.picture(utterances, mapped) if utterances and mapped else None
+    pretrained = next((one.run for one in trained if not one.is_tuned), None)
+    build_report(folder, shown, picture, pretrained, [(one.name, one.run) for one in trained if one.is_tuned])
+
+
+def _write_work(folder: Path, asked: Mapping[str, Any], work: Mapping[str, Work]) -> None:
+    """What the answers took: tokens into evaluation.json, which ends an evaluation, and seconds into timing.json."""
+    of_systems = {name: asdict(done) for name, done in work.items()}
+    seconds = {
+        name: {key: round(done.pop(key), 3) for key in ("map_s", "decode_s")} for name, done in of_systems.items()
+    }
+    files.write_json(folder / TIMING, seconds)
+    files.write_json(folder / DONE, {**asked, "llm_tokens": of_systems})
 
 
 def main(argv: list[str]) -> None:
     run(config.load(EvaluateConfig, argv, "sm_train.evaluate"))
+    if place()[1] > 1:
+        exit_hard()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def checks(work: Work) -> list[Check]:
         found += [Check("prompts", lambda: prompts(work))]
         found += [Check("llm", lambda: llm_of_targets(work), 30.0)]
     if work.stage == "evaluate":
-        found += [Check("mapper", lambda: mapper(cfg.run, cfg.checkpoint))]
+        found += [Check("mapper", lambda: mapper(cfg.run, cfg.checkpoint))] if cfg.run else []
         found += [Check("mapper", partial(mapper, run, "best")) for run in cfg.tuned]
         found += [Check("questions", lambda: questions(work), 30.0), Check("llm", lambda: model("llm", cfg.llm), 30.0)]
         if cfg.cascade:
@@ -140,7 +140,8 @@ def questions(work: Work) -> Finding:
     tasks = manifest.read_instructions(Path(cfg.instructions))
     wordings = read_prompts(Path(cfg.prompts))
     for kind in sorted({task.task for task in tasks}):
-        wordings.of(kind, cfg.prompt_group)
+        for group in cfg.groups:
+            wordings.of(kind, group)
     if cfg.lexicon and not Path(cfg.lexicon).is_file():
         raise UserError(f"lexicon {cfg.lexicon} does not exist; mend the path, or set lexicon=null")
     text = f"{cfg.instructions}: {len(tasks)} tasks"

@@ -32,7 +32,7 @@ class Work:
     @property
     def out(self) -> str:
         """The run folder, or the shard set of precompute."""
-        return str(self.cfg.out if self.stage == "precompute" else self.cfg.run)
+        return str(getattr(self.cfg, "out", None) or self.cfg.run)
 
     @property
     def out_folder(self) -> Path | None:

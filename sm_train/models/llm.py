@@ -140,7 +140,7 @@ class TargetsLlm:
 
 
 class FrozenLlm:
-    """A causal LLM that continues prompts given as input embeddings."""
+    """A causal LLM that continues prompts given as input embeddings; it counts the tokens that it reads and writes."""
 
     def __init__(self, cfg: LlmConfig) -> None:
         from transformers import GenerationConfig
@@ -162,6 +162,7 @@ class FrozenLlm:
         # Nothing of the checkpoint's own settings stays: sampling or a repetition penalty would not be greedy decoding.
         settings = {"do_sample": False, "eos_token_id": self.end_ids, "pad_token_id": pad_id}
         self.model.generation_config = GenerationConfig(**settings)
+        self.tokens_read = self.tokens_written = 0
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings [N, D] of some ids."""
@@ -180,5 +181,8 @@ class FrozenLlm:
             embeds_BLD[b, longest - len(prompt) :] = prompt.to(self.device, self.dtype)
             mask_BL[b, longest - len(prompt) :] = 1
         ids_BL = self.model.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, max_new_tokens=max_new_tokens)
+        is_end_BL = torch.isin(ids_BL, torch.tensor(self.end_ids, device=ids_BL.device)).long()
+        self.tokens_read += int(mask_BL.sum())
+        self.tokens_written += int((is_end_BL.cumsum(dim=1) - is_end_BL == 0).sum())  # the end itself counts
         texts = self.tokenizer.batch_decode(ids_BL, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         return [text.strip() for text in texts]

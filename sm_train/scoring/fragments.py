@@ -77,9 +77,9 @@ def _keyed_words(text: str) -> list[tuple[str, str]]:
     return words or ([(waiting.strip(), "")] if waiting else [])
 
 
-def score_table(results: Sequence[Result], split: str) -> str:
-    """Systems x metrics of one split, each value with its interval; beside them each system's share of the topline."""
-    cells = {(r.system, r.task, r.metric): r for r in results if r.split == split}
+def score_table(results: Sequence[Result]) -> str:
+    """Systems x metrics of one split and group: values with intervals, and each system's share of the topline."""
+    cells = {(r.system, r.task, r.metric): r for r in results}
     systems = list(dict.fromkeys(system for system, _, _ in cells))
     tasks = list(dict.fromkeys(task for _, task, _ in cells))
     metrics = {
@@ -179,20 +179,27 @@ def example_card(example: Example) -> str:
     )
 
 
+def place_name(split: str, prompts: str, groups: int) -> str:
+    """How a split is called on the page, with the group of prompts where there are several."""
+    return f"{split}, {prompts.replace('_', '-')} prompts" if groups > 1 else split
+
+
 def mistakes(hypotheses: Sequence[Hypothesis]) -> str:
-    """For each system, task and split the first answers whose words are not the reference's, folded away."""
+    """For each system, task, split and group the first answers whose words are not the reference's, folded away."""
     groups: dict[str, dict[tuple[str, str], list[Hypothesis]]] = {}
+    num_groups = len({item.group for item in hypotheses})
     for item in hypotheses:
         task = f"st-{item.target_lang}" if item.task == "st" else item.task
-        groups.setdefault(item.system, {}).setdefault((task, item.split), []).append(item)
+        place = place_name(item.split, item.group, num_groups)
+        groups.setdefault(item.system, {}).setdefault((task, place), []).append(item)
     parts = []
     for system, of_system in groups.items():
         inner, wrong_of_system = [], 0
-        for (task, split), items in of_system.items():
+        for (task, place), items in of_system.items():
             shown = [(item, *difference(item.reference, item.hypothesis)) for item in items]
             wrong = [(item, html) for item, html, same in shown if not same]
             wrong_of_system += len(wrong)
-            title = f"{escape(task_name(task))}, {escape(split)}: {len(wrong)} of {len(items)} differ"
+            title = f"{escape(task_name(task))}, {escape(place)}: {len(wrong)} of {len(items)} differ"
             rows = "".join(
                 f'<tr><th class="mono">{escape(item.id)}</th><td dir="auto">{html}</td></tr>'
                 for item, html in wrong[:_MISTAKES_SHOWN]

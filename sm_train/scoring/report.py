@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from sm_train import files
-from sm_train.errors import UserError
-from sm_train.scoring.fragments import TOPLINE, Example, example_card, mistakes, score_table, task_name
+from sm_train.scoring.fragments import TOPLINE, Example, example_card, mistakes, place_name, score_table, task_name
 from sm_train.scoring.pictures import Floats, Projection, curve_svg, projection_svg
 from sm_train.scoring.scores import Hypothesis, Result, read_hypotheses, read_results
 
@@ -38,19 +37,19 @@ _MARKS = (
 
 
 def build_report(
-    run_folder: Path, examples: Sequence[Example], picture: Projection | None, metrics: Path | None = None,
+    folder: Path, examples: Sequence[Example], picture: Projection | None, run: Path | None = None,
     tuned: Sequence[tuple[str, Path]] = (),
 ) -> Path:  # fmt: skip
-    """Write ``run_folder/report.html`` from results.json, hypotheses.jsonl and config.yaml, and return its path.
+    """Write ``folder/report.html`` from results.json and hypotheses.jsonl beside it, and return its path.
 
-    ``metrics``: the metrics.jsonl of the pretraining run behind these results, for the curves. Unknown or missing keys
-    and a torn last line in it are passed over; without config.yaml its section is left out. ``tuned``: name and run
-    folder of each tuned mapper among the systems, for its curves and config.
-    Raises :class:`UserError` where results, hypotheses, or the ``metrics`` that was named, cannot be read.
+    ``run``: the run folder of the pretraining behind these results, for its curves (metrics.jsonl) and config.yaml;
+    what it lacks is left out, and so are unknown or missing keys and a torn last line of its metrics. ``tuned``: name
+    and run folder of each tuned mapper among the systems, for the same.
+    Raises :class:`UserError` where results or hypotheses cannot be read.
     """
-    results = read_results(run_folder / "results.json")
-    hypotheses = read_hypotheses(run_folder / "hypotheses.jsonl")
-    lines = [] if metrics is None else _read_metrics(metrics)
+    results = read_results(folder / "results.json")
+    hypotheses = read_hypotheses(folder / "hypotheses.jsonl")
+    lines = _read_metrics(run / "metrics.jsonl") if run else []
     sections = {
         "Scores": _scores(results),
         "Training": _training(lines),
@@ -59,19 +58,19 @@ def build_report(
         "Listen": _examples(examples),
         "Mistakes": f'<p class="note">{_MARKS}</p>{mistakes(hypotheses)}' if hypotheses else "",
         "Prompts": _prompts(hypotheses),
-        "Configuration": _config(run_folder / "config.yaml"),
+        "Configuration": _config(run / "config.yaml") if run else "",
     }
     shown = {title: body for title, body in sections.items() if body}
     anchors = {title: title.lower().replace(" ", "-") for title in shown}
     page = Template(Path(__file__).with_name("report.html").read_text(encoding="utf-8")).substitute(
-        title=escape(run_folder.resolve().name),
+        title=escape(folder.resolve().name),
         lead=_lead(results),
         facts=_facts(results, hypotheses, lines),
         links="".join(f'<a href="#{anchor}">{title}</a>' for title, anchor in anchors.items()),
         sections="".join(f'<section id="{anchors[t]}"><h2>{t}</h2>{body}</section>' for t, body in shown.items()),
         footnotes=_footnotes(results),
     )
-    path = run_folder / "report.html"
+    path = folder / "report.html"
     files.write_text(path, page)
     return path
 
@@ -112,10 +111,12 @@ def _scores(results: Sequence[Result]) -> str:
         return ""
     note = f" {_TOPLINE_NOTE}" if any(result.system == TOPLINE for result in results) else ""
     parts = [f"<p>{_HOW_TO_READ}{note}</p>"]
-    for split in dict.fromkeys(result.split for result in results):
-        count = max(result.count for result in results if result.split == split)
-        parts.append(f'<h3>{escape(split)} <span class="note">(up to {count:,} answers a cell)</span></h3>')
-        parts.append(score_table(results, split))
+    groups = len({result.prompts for result in results})
+    for split, prompts in dict.fromkeys((result.split, result.prompts) for result in results):
+        here = [result for result in results if (result.split, result.prompts) == (split, prompts)]
+        count, title = max(result.count for result in here), escape(place_name(split, prompts, groups))
+        parts.append(f'<h3>{title} <span class="note">(up to {count:,} answers a cell)</span></h3>')
+        parts.append(score_table(here))
     return "".join(parts)
 
 
@@ -148,19 +149,15 @@ def _training(lines: Sequence[dict[str, float]]) -> str:
 def _tuning(tuned: Sequence[tuple[str, Path]]) -> str:
     parts = []
     for name, run in tuned:
-        metrics = run / "metrics.jsonl"
-        curves = _training(_read_metrics(metrics)) if metrics.is_file() else ""
+        curves = _training(_read_metrics(run / "metrics.jsonl"))
         title = f'<h3>{escape(name)} <span class="note">{escape(str(run))}</span></h3>'
         parts.append(title + curves + _config(run / "config.yaml"))
     return "".join(parts)
 
 
 def _read_metrics(path: Path) -> list[dict[str, float]]:
-    """The finite numbers of each line that has a step, in the order of the file."""
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise UserError(f"{path}: no readable metrics ({error.strerror}); name the file, or none") from None
+    """The finite numbers of each line that has a step, in the order of the file; of a missing file, none."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     lines = []
     for row in text.split("\n"):
         try:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -45,12 +45,14 @@ class _Record:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From such a dictionary; keys beyond the fields are ignored, a missing one is a :class:`UserError`."""
-        names = [field.name for field in fields(cls)]
-        missing = [name for name in names if name not in values]
+        """From such a dictionary; keys beyond the fields are ignored, a missing one is a :class:`UserError`.
+
+        A field with a default is newer than some files are: there the default stands.
+        """
+        missing = [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]
         if missing:
             raise UserError(f"a {cls.__name__.lower()} lacks {', '.join(missing)}: it has {sorted(values)}")
-        return cls(**{name: values[name] for name in names})
+        return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Hypothesis(_Record):
     """As the model was asked, ``{speech}`` left as a placeholder."""
     reference: str
     hypothesis: str
+    group: str = "train"
+    """Of the paraphrases that the prompt is one of: train | held_out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,23 +91,25 @@ class Result(_Record):
     """Hypotheses scored; utterances may be fewer."""
     split: str
     signature: str
+    prompts: str = "train"
+    """The group of paraphrases that was asked with: train | held_out."""
 
 
 def score(hypotheses: Sequence[Hypothesis], normaliser: str, languages: Languages | None = None) -> list[Result]:
-    """All metrics of each (system, task, split), in the order in which these first occur.
+    """All metrics of each (system, task, split, group of prompts), in the order in which these first occur.
 
     ``normaliser`` holds for WER, CER, exact and accuracy; all else sees the texts as they are. ``languages`` tells
     which answers are in the asked-for language; None leaves that metric out.
     Raises :class:`UserError` for an unknown task or normaliser and for a reference with nothing left after it.
     """
-    groups: dict[tuple[str, str, str], list[Hypothesis]] = {}
+    groups: dict[tuple[str, str, str, str], list[Hypothesis]] = {}
     for item in hypotheses:
         if item.task not in _METRICS:
             raise UserError(f"{item.id}: unknown task {item.task!r}; known are: {', '.join(_METRICS)}")
         task = f"st-{item.target_lang}" if item.task == "st" else item.task
-        groups.setdefault((item.system, task, item.split), []).append(item)
+        groups.setdefault((item.system, task, item.split, item.group), []).append(item)
     results = []
-    for (system, task, split), items in groups.items():
+    for (system, task, split, prompts), items in groups.items():
         pairs = [_normal_pair(item, normaliser) for item in items]
         rows = _utterance_rows([item.id for item in items])
         for metric in _METRICS[items[0].task]:
@@ -111,7 +117,7 @@ def score(hypotheses: Sequence[Hypothesis], normaliser: str, languages: Language
                 continue
             stats, compute, signature = _metric(metric, items, pairs, normaliser, languages)
             value, low, high = _with_interval(stats, rows, compute)
-            results.append(Result(system, task, metric, value, low, high, len(items), split, signature))
+            results.append(Result(system, task, metric, value, low, high, len(items), split, signature, prompts))
     return results
 
 

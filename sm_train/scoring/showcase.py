@@ -18,20 +18,33 @@ _PICTURED_UTTERANCES = 40
 
 
 def examples(
-    utterances: Utterances, hypotheses: Sequence[Hypothesis], audio_root: str | None, of_each_split: int
+    all_rows: Sequence[Mapping[str, Any]], hypotheses: Sequence[Hypothesis], audio_root: str | None, of_each_split: int
 ) -> list[Example]:
-    """A few utterances of each split, with everything that was said about them."""
+    """A few of some utterances of each split, with what was said about them to one prompt of each task and group."""
     said: dict[str, list[tuple[str, str, str, str, str]]] = {}
+    first: dict[tuple[str, str, str, str], str] = {}
     for h in hypotheses:
         task = f"st-{h.target_lang}" if h.task == "st" else h.task
+        if first.setdefault((h.id, task, h.group, h.reference), h.prompt) != h.prompt:
+            continue
         said.setdefault(h.id, []).append((h.system, task, h.prompt, h.reference, h.hypothesis))
     shown: list[Example] = []
-    for split in dict.fromkeys(row["split"] for row in utterances.rows):
-        rows = [row for row in utterances.rows if row["split"] == split]
+    for split in dict.fromkeys(row["split"] for row in all_rows):
+        rows = [row for row in all_rows if row["split"] == split]
         for row in rows[:: max(len(rows) // max(of_each_split, 1), 1)][:of_each_split]:
             audio = _playable(row, Path(audio_root)) if audio_root else None
             shown.append(Example(row["ordinal"], row["id"], split, row["text"], audio, said.get(row["id"], [])))
     return shown
+
+
+def rows_of(hypotheses: Sequence[Hypothesis]) -> list[dict[str, Any]]:
+    """What hypotheses alone tell of their utterances; the text of one is there where its transcript was asked for."""
+    rows: dict[str, dict[str, Any]] = {}
+    for h in hypotheses:
+        row = rows.setdefault(h.id, {"ordinal": h.ordinal, "id": h.id, "split": h.split, "text": ""})
+        if h.task == "asr":
+            row["text"] = h.reference
+    return sorted(rows.values(), key=lambda row: row["ordinal"])
 
 
 def _playable(row: Mapping[str, Any], root: Path) -> Path | None:

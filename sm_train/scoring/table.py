@@ -8,25 +8,28 @@ from sm_train.scoring.scores import IN_LANGUAGE, Result
 
 
 def table(results: Sequence[Result]) -> str:
-    """A row for each system and split, the main metrics of each task as columns."""
+    """A row for each system, split and group of prompts (named where there are two), the main metrics as columns."""
     languages = list(dict.fromkeys(result.task for result in results if result.task.startswith("st-")))
     columns = [("asr", "WER", "ASR WER")]
     columns += [
         (task, metric, f"{task[3:]} {metric}") for metric in ("chrF", IN_LANGUAGE, "BLEU") for task in languages
     ]
     columns += [("sqa", "accuracy", "SQA accuracy")]
-    values = {(r.system, r.split, r.task, r.metric): r.value for r in results}
+    values = {(r.system, r.split, r.prompts, r.task, r.metric): r.value for r in results}
     present = {(r.task, r.metric) for r in results}
     columns = [column for column in columns if column[:2] in present]
-    lines = [["system", "split", *(title for *_, title in columns)]]
-    for system, split in dict.fromkeys((result.system, result.split) for result in results):
-        cells = [values.get((system, split, task, metric)) for task, metric, _ in columns]
+    named = 3 if len({r.prompts for r in results}) > 1 else 2
+    lines = [[*("system", "split", "prompts")[:named], *(title for *_, title in columns)]]
+    for row in dict.fromkeys((r.system, r.split, r.prompts) for r in results):
+        cells = [values.get((*row, task, metric)) for task, metric, _ in columns]
         digits = [2 if metric in ("accuracy", IN_LANGUAGE) else 1 for _, metric, _ in columns]
         shown = ["-" if cell is None else f"{cell:.{n}f}" for cell, n in zip(cells, digits, strict=True)]
-        lines.append([system, split, *shown])
+        lines.append([*row[:named], *shown])
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     rows = []
     for line in lines:
-        names = [cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)]
-        rows.append("  ".join(names + [cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)]))
+        names = [cell.ljust(width) for cell, width in zip(line[:named], widths[:named], strict=True)]
+        rows.append(
+            "  ".join(names + [cell.rjust(width) for cell, width in zip(line[named:], widths[named:], strict=True)])
+        )
     return "\n".join(row.rstrip() for row in rows)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sm_train import ask, config, evaluate, files
+from sm_train import ask, config, evaluate, files, report
 from sm_train.chat import Chat
 from sm_train.data.target_set import TargetSet
-from sm_train.errors import UserError
+from sm_train.errors import LOST, UserError
 from sm_train.models.mapper import MapperConfig, SpeechMapper
-from sm_train.scoring import mappers
+from sm_train.scoring import answers, mappers
+from sm_train.scoring.kept import Kept
 from sm_train.train import checkpoint
-from tests import builders
+from tests import builders, training
 
 pytestmark = pytest.mark.slow
 
@@ -136,6 +139,9 @@ def test_evaluation_writes_its_files_once(job: Path) -> None:
         ("trim=sometimes", "trim is 'sometimes'"),
         ("tuned=[/nowhere]", "run /nowhere does not exist"),
         ("lexicon=/nowhere.json", "/nowhere.json does not exist"),
+        ("prompt_group=another", "prompt_group is 'another'; it must be train, held_out or both"),
+        ("paraphrases=some", "paraphrases is 'some'"),
+        ("run=null", "run is null and so is out"),
     ],
 )
 def test_a_mistake_is_one_line(job: Path, override: str, line: str) -> None:
@@ -231,3 +237,121 @@ def test_what_changed_in_place_is_evaluated_anew(job: Path, name: str) -> None:
     assert evaluate._described(cfg, trained) != before
     (job / name).write_text(text)
     assert evaluate._described(cfg, trained) == before
+
+
+WORDS = ["batch_size=1", "threads=1", "prompt_group=both", "examples=2"]
+
+
+@pytest.fixture(scope="module")
+def alone(job: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results of one rank on both groups of prompts, in a folder of their own."""
+    prompts = config.read_yaml(job / "prompts.yaml")
+    for groups in prompts.values():
+        groups["held_out"] = [f"Please. {message}" for message in groups["train"]]
+    (job / "both.yaml").write_text(json.dumps(prompts))
+    out = tmp_path_factory.mktemp("alone")
+    evaluate.main(words(job, out))
+    return out
+
+
+def words(job: Path, out: Path) -> list[str]:
+    return [str(job / "config.yaml"), *WORDS, f"prompts={job / 'both.yaml'}", f"out={out}"]
+
+
+def same_bytes(one: Path, other: Path) -> None:
+    for name in ("hypotheses.jsonl", "results.json", "report.html"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    tokens = [files.read_json(folder / "evaluation.json")["llm_tokens"] for folder in (one, other)]
+    assert tokens[0] == tokens[1]
+
+
+def test_both_groups_and_what_it_took(alone: Path) -> None:
+    results = files.read_json(alone / "results.json")
+    assert {(r["system"], r["prompts"]) for r in results} >= {("stage 1", "train"), ("stage 1", "held_out")}
+    took, seconds = files.read_json(alone / "evaluation.json")["llm_tokens"], files.read_json(alone / "timing.json")
+    assert set(took) == set(seconds) == {"topline", "stage 1"}
+    for tokens in took.values():
+        assert 0 < tokens["speech_positions"] < tokens["prompt_tokens"]
+        assert tokens["answer_tokens"] > 0
+    assert all(value > 0 for of_system in seconds.values() for value in of_system.values())
+    assert not (alone / "checkpoints").exists()
+    assert not list(alone.glob(".aside-*"))
+
+
+def test_two_ranks_write_what_one_does(job: Path, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / alone.name  # the page's title is the folder's name
+    assert training.in_ranks(2, lambda: evaluate.main(words(job, out)), timeout_s=300) == [0, 0]
+    same_bytes(alone, out)
+
+
+def test_a_lost_rank_ends_all_and_the_same_command_goes_on(job: Path, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / alone.name
+
+    def lose_rank_1() -> None:
+        real = answers._answered
+
+        def lost(*args: object) -> object:
+            if os.environ["RANK"] == "1" and Kept(out).read():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return real(*args)
+
+        answers._answered = lost
+        evaluate.main(words(job, out))
+
+    assert training.in_ranks(2, lose_rank_1, timeout_s=300) == [LOST, -signal.SIGKILL]
+    assert not (out / "evaluation.json").exists()
+    assert Kept(out).read()
+    evaluate.main(words(job, out))
+    same_bytes(alone, out)
+
+
+def test_what_is_kept_is_not_asked_again(
+    job: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    out, real, left = tmp_path / alone.name, answers._answered, [3]
+
+    def answer(*args: object) -> object:
+        left[0] -= 1
+        if left[0] < 0:
+            raise Interrupted
+        return real(*args)
+
+    monkeypatch.setattr(answers, "_answered", answer)
+    with pytest.raises(Interrupted):
+        evaluate.main(words(job, out))
+    pieces = 2 * 5  # two systems, 18 questions in batches of one, four to a piece
+    left[0] = pieces - 3
+    evaluate.main(words(job, out))
+    assert left == [0]
+    same_bytes(alone, out)
+
+
+def test_references_alone_and_a_mapper_alone(job: Path, alone: Path, tmp_path: Path) -> None:
+    evaluate.main([*words(job, tmp_path / "references"), "run=null"])
+    evaluate.main([*words(job, tmp_path / "mapper"), "references=false"])
+    parts = [files.read_json(tmp_path / name / "results.json") for name in ("references", "mapper")]
+    assert {r["system"] for r in parts[0]} == {"topline"}
+    assert [*parts[0], *parts[1]] == files.read_json(alone / "results.json")
+
+
+def test_results_and_report_again_from_hypotheses(
+    job: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / alone.name
+    report.main(["--from-hyps", str(alone / "hypotheses.jsonl"), "--to", str(out)])
+    assert "stage 1, no LLM" in capsys.readouterr().out
+    for name in ("hypotheses.jsonl", "results.json", "report.html"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes(), name
+    shutil.copytree(alone, tmp_path / "moved")
+    done = files.read_json(alone / "evaluation.json")
+    done["settings"]["shards"] = done["settings"]["run"] = str(tmp_path / "nowhere")
+    files.write_json(tmp_path / "moved" / "evaluation.json", done)
+    report.main(["--from-hyps", str(tmp_path / "moved" / "hypotheses.jsonl")])
+    assert "left out of the report" in capsys.readouterr().err
+    assert (tmp_path / "moved" / "results.json").read_bytes() == (alone / "results.json").read_bytes()
+    pages = [(folder / "report.html").read_text() for folder in (alone, tmp_path / "moved")]
+    assert ["data:audio/" in page for page in pages] == [True, False]
+    assert all("held-out prompts" in page for page in pages)

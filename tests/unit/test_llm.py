@@ -45,6 +45,27 @@ def test_a_prompt_is_answered_the_same_alone_and_beside_longer_ones(llm: FrozenL
     assert len(set(together)) > 1
 
 
+def test_tokens_are_counted_up_to_each_answers_end(llm: FrozenLlm, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [llm.embed(ids) for ids in ([4, 5], [100, 200, 3], [50] * 15)]
+
+    def free(prompt: torch.Tensor) -> list[int]:
+        mask = torch.ones(1, len(prompt)).long()
+        ids: list[int] = llm.model.generate(inputs_embeds=prompt[None], attention_mask=mask, max_new_tokens=10)[
+            0
+        ].tolist()
+        return ids
+
+    said = [free(prompt) for prompt in prompts]
+    end = said[0][3]
+    monkeypatch.setattr(llm, "end_ids", [end])
+    monkeypatch.setattr(llm.model.generation_config, "eos_token_id", [end])
+    read, written = llm.tokens_read, llm.tokens_written
+    llm.answer(prompts, 10)
+    assert llm.tokens_read - read == 2 + 3 + 15
+    counts = [ids.index(end) + 1 if end in ids else len(ids) for ids in said]
+    assert llm.tokens_written - written == sum(counts) < sum(map(len, said))
+
+
 def test_a_missing_folder_is_one_line() -> None:
     with pytest.raises(UserError, match=r"LLM \./nowhere: the folder does not exist"):
         FrozenLlm(LlmConfig("./nowhere"))

@@ -67,7 +67,7 @@ def _picture(labels: tuple[str, ...] = ("\u2581cat", EVIL, "$x_1$", "<pad>\n")) 
     return project(mapped_ND, table_MD, labels, pad_row=3)
 
 
-def _run(folder: Path) -> tuple[list[Example], Path]:
+def _run(folder: Path) -> list[Example]:
     hypotheses = _hypotheses()
     write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
     write_results(folder / "results.json", score(hypotheses, "mms"))
@@ -88,22 +88,21 @@ def _run(folder: Path) -> tuple[list[Example], Path]:
     lines += [{"loss": 1.0}, {"step": 95, "loss": None, "odd": EVIL, "loss_word": float("nan")}, [1], "text"]
     (folder / "metrics.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + '\n{"step": 97, "lo')
     rows = [(h.system, "st-fr" if h.task == "st" else h.task, h.prompt, h.reference, h.hypothesis) for h in hypotheses]
-    examples = [
+    return [
         Example(0, "test-000000", "test", EVIL, folder / "one.flac", rows),
         Example(1, EVIL, "test", "no sound here", None, []),
     ]
-    return examples, folder / "metrics.jsonl"
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("run-7")
-    examples, metrics = _run(folder)
-    path = build_report(folder, examples, _picture(), metrics)
+    examples = _run(folder)
+    path = build_report(folder, examples, _picture(), folder)
     assert path == folder / "report.html"
     assert not list(folder.glob("*.aside"))
     first = path.read_bytes()
-    assert build_report(folder, examples, _picture(), metrics).read_bytes() == first
+    assert build_report(folder, examples, _picture(), folder).read_bytes() == first
     return first.decode()
 
 
@@ -142,7 +141,7 @@ def test_all_sections_are_there(page: str) -> None:
 def test_a_bare_run_folder_makes_a_page_too(tmp_path: Path) -> None:
     write_hypotheses(tmp_path / "hypotheses.jsonl", [])
     write_results(tmp_path / "results.json", [])
-    page = build_report(tmp_path, [], None).read_text()
+    page = build_report(tmp_path, [], None, tmp_path).read_text()
     assert "<h2>" not in page
     _Page(page)
 
@@ -153,9 +152,6 @@ def test_what_was_named_must_be_readable(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", [])
     with pytest.raises(UserError, match=r"hypotheses\.jsonl"):
         build_report(tmp_path, [], None)
-    write_hypotheses(tmp_path / "hypotheses.jsonl", [])
-    with pytest.raises(UserError, match=r"absent\.jsonl"):
-        build_report(tmp_path, [], None, tmp_path / "absent.jsonl")
     assert not (tmp_path / "report.html").exists()
 
 
@@ -179,10 +175,10 @@ def test_table_marks_the_best_and_the_share() -> None:
         return Result(system, "asr" if metric == "WER" else "sqa", metric, value, value, value, 9, "test", "s")
 
     rows = [("topline", 1.0, 0.8), ("stage 1", 20.0, 0.6), ("stage 2", 10.0, 0.4)]
-    html = score_table([r for s, wer, acc in rows for r in (result(s, "WER", wer), result(s, "accuracy", acc))], "test")
+    html = score_table([r for s, wer, acc in rows for r in (result(s, "WER", wer), result(s, "accuracy", acc))])
     assert re.findall(r'class="best">([^<]*)', html) == ["0.60", "10.0"]
     assert re.findall(r"<span>(\d+%)</span>", html) == ["75%", "50%"]
-    alone = score_table([result("stage 1", "WER", 20.0), result("stage 1", "novel", 3.0)], "test")
+    alone = score_table([result("stage 1", "WER", 20.0), result("stage 1", "novel", 3.0)])
     assert "Share" not in alone
     assert "best" not in alone
     assert "novel" in alone
@@ -191,12 +187,24 @@ def test_table_marks_the_best_and_the_share() -> None:
 def test_the_share_in_the_language_stands_beside_chrf() -> None:
     items = [replace(h, reference="un chat") for h in _hypotheses("x") if h.task == "st"]
     items[0] = replace(items[0], hypothesis="un chat")
-    html = score_table(score(items, "mms", Lexicon({"fr": ["un", "chat"], "en": ["a"]})), "test")
+    html = score_table(score(items, "mms", Lexicon({"fr": ["un", "chat"], "en": ["a"]})))
     titles = re.findall(r'<th scope="col"[^>]*>([^<]*)&nbsp;(.)</th>', html)
     assert titles == [("chrF", "↑"), ("in language", "↑"), ("BLEU", "↑"), ("exact", "↑")]
     row = re.findall(r"<td[^>]*><span[^>]*>([^<]*)</span>.*?left:([\d.]+)%;width", html)
     assert row[1] == ("1.00", "97.0")  # a share of 1, drawn on a scale from 0 to 1
     assert row[5][0] == "0.00"
+
+
+def test_groups_of_prompts_stand_apart(tmp_path: Path) -> None:
+    items = [replace(h, group=group) for group in ("train", "held_out") for h in _hypotheses("x")]
+    write_hypotheses(tmp_path / "hypotheses.jsonl", items)
+    write_results(tmp_path / "results.json", score(items, "mms"))
+    words = _Page(build_report(tmp_path, [], None).read_text()).words
+    places = [f"{split}, {group} prompts" for split in ("test", "test_voices") for group in ("train", "held-out")]
+    for place in places:
+        assert f"{place} (up to 1 answers a cell)" in words
+        assert f"{place}: 1 of 1 differ" in words
+    assert "train prompts" not in mistakes(_hypotheses())
 
 
 def test_mistakes_are_counted() -> None:

@@ -168,6 +168,25 @@ def test_groups_keep_their_order_and_table_shows_them() -> None:
     assert told[1].split()[4:8] == ["0.0", "0.00", "0.00", "0.0"]  # de chrF, both shares, fr BLEU
 
 
+def test_groups_of_prompts_are_scored_apart_and_named() -> None:
+    items = [_said("asr", "a b", "a b"), _said("asr", "a b", "a x", group="held_out")]
+    trained, held_out = (r for r in score(items, "mms") if r.metric == "WER")
+    assert (trained.prompts, trained.value, trained.count) == ("train", 0, 1)
+    assert (held_out.prompts, held_out.value, held_out.count) == ("held_out", 50, 1)
+    lines = [re.split(r" {2,}", line) for line in table(score(items, "mms")).splitlines()]
+    assert lines[0] == ["system", "split", "prompts", "ASR WER"]
+    assert lines[1:] == [["stage 1", "test", "train", "0.0"], ["stage 1", "test", "held_out", "50.0"]]
+
+
+def test_files_of_before_are_read() -> None:
+    """Those of a version that asked with one group of prompts and did not write which."""
+    said = ASR[0].to_dict()
+    del said["group"]
+    assert Hypothesis.from_dict(said) == ASR[0]
+    result = score(ASR, "mms")[0]
+    assert Result.from_dict({k: v for k, v in result.to_dict().items() if k != "prompts"}) == result
+
+
 def test_files_round_trip(tmp_path: Path) -> None:
     odd = [*ASR, _said("asr", "one\u2028two\nthree", "é <b>", 9)]
     write_hypotheses(tmp_path / "hypotheses.jsonl", odd)
@@ -176,7 +195,7 @@ def test_files_round_trip(tmp_path: Path) -> None:
     write_results(tmp_path / "results.json", results)
     assert read_results(tmp_path / "results.json") == results
     assert set(json.loads((tmp_path / "results.json").read_text())[0]) == {
-        "system", "task", "metric", "value", "low", "high", "count", "split", "signature"
+        "system", "task", "metric", "value", "low", "high", "count", "split", "signature", "prompts"
     }  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["hypotheses.jsonl", "results.json"]
 

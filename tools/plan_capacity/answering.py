@@ -48,7 +48,7 @@ def measure(place: Place) -> Answering:
     torch.set_num_threads(cfg.threads)
     targets, utterances = TargetSet(place.shards, cfg.target), Utterances(place.shards, cfg.splits)
     tasks, prompts = manifest.read_instructions(Path(cfg.instructions)), read_prompts(Path(cfg.prompts))
-    questions = questions_about(utterances, tasks, prompts, cfg.prompt_group, cfg.seed)
+    questions = questions_about(utterances, tasks, prompts, cfg.groups, cfg.seed, cfg.paraphrases)
     llm = FrozenLlm(cfg.llm)
     steps = 0
 
@@ -101,5 +101,5 @@ def _hypothesis(system: str, question: Question, text: str) -> Hypothesis:
     task = question.task
     return Hypothesis(
         system, task.task, task.target_lang, question.split, question.ordinal, task.utterance_id, question.prompt,
-        task.answer, text,
+        task.answer, text, question.group,
     )  # fmt: skip

@@ -64,8 +64,8 @@ def place_of(cfg: CheckConfig, folder: Path) -> Place:
 def left_by(place: Place, stage: str) -> int:
     """Bytes that a stage has left on disk."""
     if stage == "evaluate":
-        run = Path(place.shapes.evaluate.run)
-        return sum((run / name).stat().st_size for name in ("hypotheses.jsonl", "results.json", "report.html"))
+        folder = place.shapes.evaluate.folder
+        return sum((folder / name).stat().st_size for name in ("hypotheses.jsonl", "results.json", "report.html"))
     if stage == "retarget":
         return jobs.bytes_of(place.targets)
     if stage == "precompute":
