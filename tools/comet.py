@@ -1,6 +1,6 @@
 """COMET of the translations in hypotheses.jsonl, by a Python that has it: never a dependency of this project.
 
-    python -m venv comet-env && comet-env/bin/pip install unbabel-comet
+    python -m venv comet-env && comet-env/bin/pip install unbabel-comet "setuptools<81"
     python -m tools.comet HYPOTHESES.jsonl --python comet-env/bin/python --model Unbabel/wmt22-comet-da
 
 COMET's own requirements (transformers below 5, numpy below 2) exclude ours, so it runs in a process of its environment:
@@ -30,9 +30,8 @@ from sm_train.errors import UserError, run_command
 from sm_train.scoring import scores
 from sm_train.scoring.scores import Hypothesis, Result
 
-REMEDY = (
-    "make it: python -m venv comet-env && comet-env/bin/pip install unbabel-comet, then --python comet-env/bin/python"
-)
+INSTALL = 'python -m venv comet-env && comet-env/bin/pip install unbabel-comet "setuptools<81"'
+REMEDY = f"make it: {INSTALL}, then --python comet-env/bin/python"
 MODEL = "Unbabel/wmt22-comet-da"
 
 

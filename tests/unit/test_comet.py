@@ -1,5 +1,5 @@
-"""The protocol with COMET's environment. COMET itself is not run here: a module with its interface stands in for it,
-under the real interpreter, and scores by the share of equal words."""
+"""The protocol with COMET's environment. COMET itself is not run here: a module with its interface (unbabel-comet
+2.2.7) stands in for it, in a process of the real interpreter, and scores by the share of equal words."""
 
 from __future__ import annotations
 
