@@ -27,6 +27,7 @@ from sm_train.scoring.judge import Judge, Verdict, Verdicts
 from sm_train.scoring.judged import claims_of, judged
 from sm_train.scoring.scores import Result
 
+SHOW_S = 10.0
 USAGE = "usage: python -m sm_train.judge HYPOTHESES.jsonl judge.path=MODEL instructions=FILE [key=value ...]"
 
 
@@ -71,8 +72,13 @@ def run(path: Path, cfg: JudgeConfig) -> list[Result]:
     trusted = [cfg.trust_exact and same for same in exact]
     asked = [claim for claim, known in zip(claims, trusted, strict=True) if not known]
     start, had = time.monotonic(), len(kept.known)
+    shown = start
 
     def show(done: int, total: int) -> None:
+        nonlocal shown
+        if done < total and time.monotonic() - shown < SHOW_S:
+            return
+        shown = time.monotonic()
         eta_s = (time.monotonic() - start) / done * (total - done)
         print(f"judge: {done} of {total} questions, ETA {clock(eta_s)}", file=sys.stderr, flush=True)
 

@@ -59,6 +59,7 @@ class Verdict:
 
     @property
     def right(self) -> bool:
+        """Whether yes is likelier than no."""
         return self.yes > 0.5
 
 
@@ -209,13 +210,14 @@ class Verdicts:
             for key, (claim, verdict) in found.items()
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
+        lines = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        with self.path.open("a+b", buffering=0) as file:  # one write: lines of several processes do not mix
             if file.tell():
                 file.seek(-1, os.SEEK_END)
             # What a killed process left half written becomes a line of its own.
-            torn = file.read(1) not in (b"", b"\n")
-            file.write(b"\n" * torn + b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows))
-            file.flush()
+            rest = memoryview(b"\n" * (file.read(1) not in (b"", b"\n")) + lines)
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         files.sync(self.path.parent)
         self.known |= {key: verdict for key, (_, verdict) in found.items()}

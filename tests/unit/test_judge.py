@@ -138,7 +138,7 @@ def test_a_writer_killed_anywhere_costs_only_its_own_line(tmp_path: Path) -> Non
     Verdicts(path).add(kept, "judge")
     whole = path.read_bytes()
     before = whole.rindex(b"\n", 0, -1) + 1
-    for cut in range(before, len(whole) + 1):
+    for cut in (*range(before, len(whole) - 2, 9), len(whole) - 2, len(whole) - 1, len(whole)):
         path.write_bytes(whole[:cut])
         found = Verdicts(path)
         assert set(found.known) >= {"k0", "k1"}
