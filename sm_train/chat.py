@@ -69,6 +69,15 @@ class Chat:
             prefix, suffix, _ = self._seam(message)
         return prefix.copy(), suffix.copy()
 
+    def whole(self, message: str) -> list[int]:
+        """The ids of a message without speech, up to where the answer begins.
+
+        Raises:
+            UserError: the template changes it, or it holds a special token.
+        """
+        self._require_plain(message, self.transcript_ids(message))
+        return self._start_ids + self.transcript_ids(self._opening + self._unchanged(message) + self._closing)
+
     def transcript_ids(self, text: str) -> list[int]:
         """The ids of a text alone, without special tokens: what targets are."""
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -150,12 +159,16 @@ class Chat:
         """The chat string before and behind the speech."""
         require_speech(message, "prompt")
         self._require_plain(message, self.transcript_ids(message.replace(SPEECH, PROBE)))
+        before, _, behind = self._unchanged(message).partition(SPEECH)
+        return self._opening + before, behind + self._closing
+
+    def _unchanged(self, message: str) -> str:
+        """A message as the template prints it: without outer white space, else as it is."""
         if self._templated:
             message = message.strip()
             if self._render(message) != self._opening + message + self._closing:
                 raise UserError(f"prompt {message!r}: the chat template beside {self._named} changes it; reword it")
-        before, _, behind = message.partition(SPEECH)
-        return self._opening + before, behind + self._closing
+        return message
 
     def _find_seam(self, message: str) -> tuple[list[int], list[int], str]:
         """Prefix, suffix, and the joint: what must stand before the speech for its tokens to be the same as alone."""

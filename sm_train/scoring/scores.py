@@ -110,13 +110,13 @@ def score(hypotheses: Sequence[Hypothesis], normaliser: str, languages: Language
         groups.setdefault((item.system, task, item.split, item.group), []).append(item)
     results = []
     for (system, task, split, prompts), items in groups.items():
-        pairs = [_normal_pair(item, normaliser) for item in items]
-        rows = _utterance_rows([item.id for item in items])
+        pairs = [normal_pair(item, normaliser) for item in items]
+        rows = utterance_rows([item.id for item in items])
         for metric in _METRICS[items[0].task]:
             if metric == IN_LANGUAGE and languages is None:
                 continue
-            stats, compute, signature = _metric(metric, items, pairs, normaliser, languages)
-            value, low, high = _with_interval(stats, rows, compute)
+            stats, compute, signature = statistics(metric, items, pairs, normaliser, languages)
+            value, low, high = with_interval(stats, rows, compute)
             results.append(Result(system, task, metric, value, low, high, len(items), split, signature, prompts))
     return results
 
@@ -124,7 +124,7 @@ def score(hypotheses: Sequence[Hypothesis], normaliser: str, languages: Language
 _METRICS = {"asr": ("WER", "CER", "exact"), "st": ("BLEU", "chrF", IN_LANGUAGE, "exact"), "sqa": ("accuracy",)}
 
 
-def _normal_pair(item: Hypothesis, normaliser: str) -> tuple[str, str]:
+def normal_pair(item: Hypothesis, normaliser: str) -> tuple[str, str]:
     """(reference, hypothesis), normalised."""
     reference = normalise(item.reference, normaliser).strip()
     if not reference:
@@ -140,13 +140,13 @@ def _without_article(text: str) -> str:
     return rest if rest and first.lower() in {"a", "an", "the"} else text
 
 
-def _utterance_rows(ids: Sequence[str]) -> NDArray[np.intp]:
+def utterance_rows(ids: Sequence[str]) -> NDArray[np.intp]:
     """For each hypothesis the row of its utterance, in the sorted order of ids: equal for all systems on a split."""
     rows: NDArray[np.intp] = np.unique(np.asarray(ids), return_inverse=True)[1]
     return rows
 
 
-def _metric(
+def statistics(
     metric: str, items: Sequence[Hypothesis], pairs: Sequence[tuple[str, str]], normaliser: str,
     languages: Languages | None,
 ) -> tuple[Floats, Callable[[Floats], float], str]:  # fmt: skip
@@ -163,15 +163,16 @@ def _metric(
         return error_counts(pairs, characters=metric == "CER"), lambda sums: float(100 * sums[0] / sums[1]), signature
     if metric == IN_LANGUAGE and languages:
         right = np.array([[is_in(languages, i.hypothesis, i.target_lang), 1] for i in items], np.float64)
-        return right, _share, f"{metric}|{languages.signature}|bootstrap:{RESAMPLES}|seed:{SEED}"
+        return right, share, f"{metric}|{languages.signature}|bootstrap:{RESAMPLES}|seed:{SEED}"
     if metric == "accuracy":
         pairs = [(_without_article(reference), _without_article(hypothesis)) for reference, hypothesis in pairs]
         ours = f"exact match without a leading a, an or the|{ours}"
     right = np.array([[reference == hypothesis, 1] for reference, hypothesis in pairs], np.float64)
-    return right, _share, f"{metric}|{ours}"
+    return right, share, f"{metric}|{ours}"
 
 
-def _share(sums: Floats) -> float:
+def share(sums: Floats) -> float:
+    """The first sum in the second."""
     return float(sums[0] / sums[1])
 
 
@@ -191,7 +192,7 @@ def error_counts(pairs: Sequence[tuple[str, str]], *, characters: bool) -> Float
     return np.array(counts, np.float64)
 
 
-def _with_interval(
+def with_interval(
     stats: Floats, rows: NDArray[np.intp], compute: Callable[[Floats], float]
 ) -> tuple[float, float, float]:
     """(value, low, high) of a metric: 95% percentile bootstrap over utterances, equal draws for equal U."""
