@@ -14,6 +14,7 @@ from cluster.submission import Job
 from sm_train.data import shards, store
 from sm_train.data.instructions import TASKS
 from sm_train.errors import UserError
+from sm_train.train.origin import SCRATCH
 
 _INPUTS = ("manifest", "mapper", "prompts", "instructions")  # keys that name a file or folder which must be there
 
@@ -94,7 +95,7 @@ def _check_inputs(job: Job) -> None:
     cfg = job.config
     for key in _INPUTS:
         path = getattr(cfg, key, None)
-        if isinstance(path, str) and "://" not in path and not Path(path).exists():
+        if isinstance(path, str) and "://" not in path and path != SCRATCH and not Path(path).exists():
             raise UserError(f"{key} is {path!r}, which does not exist here; paths start at {Path.cwd()} (see workdir)")
     sets = getattr(cfg, "shards", None) if cfg is not None else job.words[0]
     for uri in sets if isinstance(sets, dict) else [sets] if isinstance(sets, str) else []:

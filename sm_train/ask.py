@@ -53,7 +53,9 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
     mapped = trained.as_system(targets, settings.get("trim", mappers.TUNED_TRIM), llm.device)
     (feats_TE,) = encoder.encode_audio([samples_S])
     heard = Heard(feats_TE.astype("float16"), "")
-    return mapped.transcript(heard) or "", ask(llm, [message], [mapped.vectors(heard)], max_new_tokens)[0]
+    return mapped.transcript(heard) or "", ask(llm, [message], [mapped.vectors(heard)], max_new_tokens, mapped.adapter)[
+        0
+    ]
 
 
 def main(argv: list[str]) -> None:

@@ -119,7 +119,7 @@ def run(cfg: PretrainConfig, make_objective: MakeObjective = padded) -> Engine |
     engine = start.make_agreed_engine(cfg.engine, cfg.batch.lanes, folder, resumed, contract)
     engine.prepare(objective, mapper, resumed.state if resumed else None)
     with engine.watch:
-        state = start.begin(cfg, engine, contract, mapper, resumed, holds)
+        state = start.begin(cfg, engine, contract, mapper.description(), resumed, holds)
         validate = _validation(cfg, engine, sources, mapper)
         return start.follow_through(cfg, engine, objective, loader, state, validate)
 

@@ -18,20 +18,19 @@ from typing import Any
 from sm_train import config
 from sm_train.chat import Chat
 from sm_train.data.batches import SpeechItems
-from sm_train.data.instructions import InstructionItems, Mixture
+from sm_train.data.instructions import SPLICES, InstructionItems, Mixture
 from sm_train.data.loader import Loader, LoaderConfig, plan_items
-from sm_train.data.mds import file_digest
 from sm_train.data.mirror import locate
 from sm_train.data.plan import WINDOW_ITEMS, Planner
 from sm_train.data.target_set import TargetSet
 from sm_train.data.text import normalise
-from sm_train.errors import UserError, exit_hard, run_command
+from sm_train.errors import exit_hard, run_command
+from sm_train.models.adapter import AdapterConfig
 from sm_train.models.llm import TargetsLlm, load_model
-from sm_train.models.mapper import SpeechMapper
+from sm_train.models.mapper import MapperConfig
 from sm_train.prompts import read_prompts
 from sm_train.runlog import say
-from sm_train.scoring import mappers
-from sm_train.train import checkpoint, start
+from sm_train.train import origin, start
 from sm_train.train.engines import Engine, EngineConfig
 from sm_train.train.engines.base import place
 from sm_train.train.loop import LoopConfig
@@ -78,7 +77,11 @@ class TuneConfig:
     """Stage 2."""
 
     run: str = config.key(config.REQUIRED, "run folder")
-    mapper: str = config.key(config.REQUIRED, "where the mapper comes from: a run folder of pretrain, or a checkpoint")
+    mapper: str = config.key(
+        config.REQUIRED, "where the mapper comes from: a run folder of pretrain, a checkpoint, or scratch (of shape)"
+    )
+    shape: MapperConfig = config.key(MapperConfig(), "the shape of a mapper from scratch; otherwise it has its own")
+    lora: AdapterConfig = config.key(AdapterConfig(), "an adapter of the LLM that is trained with the mapper")
     shards: str = config.key(config.REQUIRED, "shard set that precompute wrote")
     target: str = config.key(config.REQUIRED, "name of the LLM's target set in it, with tasks (cluster.retarget)")
     llm: str | None = config.key(None, "folder or hub repository; null takes the LLM that the targets came from")
@@ -93,6 +96,7 @@ class TuneConfig:
         config.REQUIRED, "asr, st, st-LANGUAGE, sqa: share of the items, as {asr: 1}; 0 leaves one out"
     )
     prompts: str = config.key(config.REQUIRED, "YAML file of prompts by task; the train paraphrases are used")
+    splice: str = config.key("all", "what stands in the prompt: all positions | text, the first L, as many as tokens")
     max_answer_tokens: int = config.key(150, "a longer answer, end of turn included, is an error")
     splits: list[str] = config.key(["train"], "splits to train on")
     valid_splits: list[str] = config.key(["valid"], "splits to validate on; [] for none")
@@ -111,6 +115,10 @@ class TuneConfig:
             raise ValueError(f"placement is {self.placement!r}; it must be one of {', '.join(PLACEMENTS)}")
         if not self.shares or not all(0 <= share < math.inf for share in self.tasks.values()):
             raise ValueError(f"tasks is {dict(self.tasks)}; it must name tasks with shares above 0, as {{asr: 1}}")
+        if self.splice not in SPLICES:
+            raise ValueError(f"splice is {self.splice!r}; it must be one of {', '.join(SPLICES)}")
+        if self.lora.rank and self.placement != "replicated":
+            raise ValueError(f"lora.rank is {self.lora.rank} with placement {self.placement}; it needs replicated")
         if self.placement == "replicated" and self.engine.zero_stage == 3:
             raise ValueError("engine.zero_stage is 3, which partitions the LLM too; take it for placement zero3 alone")
         if self.llm_revision and not self.llm:
@@ -142,11 +150,14 @@ def run(cfg: TuneConfig) -> Engine | None:
     items = _items(cfg, SpeechItems(root, targets, cfg.splits, mirror), chat)
     llm.require_ids(items.largest_id)
     llm.require_room(items.longest_row)
-    mapper, began_with = _mapper(cfg, items.speech, resumed)
+    if cfg.mapper == origin.SCRATCH:
+        mapper, began_with = origin.scratch(cfg.shape, cfg.seed, items.speech, resumed, folder)
+    else:
+        mapper, began_with = origin.pretrained(cfg.mapper, folder, items.speech, resumed)
     regression = PaddedRegression(
         targets.rows_RD, targets.pad_row, targets.contract["mean_square"], cfg.objective.mse, cosine="words"
     )
-    objective = InstructObjective(mapper, regression, cfg.objective)
+    objective = InstructObjective(mapper, regression, cfg.objective, cfg.splice)
     batch = cfg.batch
     planner = plan_items(items, cfg.seed, batch.budget, batch.lanes, batch.window)
     loader = Loader(items, objective.counts, planner, *place(), cfg.loader.read_ahead)
@@ -162,10 +173,11 @@ def run(cfg: TuneConfig) -> Engine | None:
         objective.llm = load_model(llm.path, llm.revision, _DTYPES[cfg.engine.precision], copy=near)
     if cfg.checkpoint_activations:  # each layer's input is kept, the rest computed again in the backward
         objective.llm.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    engine.prepare(objective, mapper, resumed.state if resumed else None)
+    trained, description = origin.trained(mapper, objective.llm, cfg.lora, cfg.seed, llm.path)
+    engine.prepare(objective, trained, resumed.state if resumed else None)
     holds = f"{size}, LLM {llm.path} {cfg.placement}, {cfg.placed}"
     with engine.watch:
-        state = start.begin(cfg, engine, contract, mapper, resumed, holds)
+        state = start.begin(cfg, engine, contract, description, resumed, holds)
         validate = validation and partial(_validate, validation, engine, objective)
         return start.follow_through(cfg, engine, objective, loader, state, validate)
 
@@ -173,7 +185,7 @@ def run(cfg: TuneConfig) -> Engine | None:
 def _items(cfg: TuneConfig, speech: SpeechItems, chat: Chat) -> InstructionItems:
     """Instructions about some utterances; their prompts are proven to leave a transcript's tokens as they are alone."""
     prompts = read_prompts(Path(cfg.prompts))
-    mixture = Mixture(cfg.shares, prompts, "train", cfg.batch.unit, cfg.max_answer_tokens, cfg.seed)
+    mixture = Mixture(cfg.shares, prompts, "train", cfg.batch.unit, cfg.max_answer_tokens, cfg.seed, cfg.splice)
     items = InstructionItems(speech, chat, mixture)
     first_of_kind = {task.task: i for i, task in reversed(list(enumerate(items.tasks)))}
     some = speech.ordinals[:: -(-len(speech) // _PROVEN)]
@@ -183,31 +195,11 @@ def _items(cfg: TuneConfig, speech: SpeechItems, chat: Chat) -> InstructionItems
     return items
 
 
-def _mapper(
-    cfg: TuneConfig, speech: SpeechItems, resumed: checkpoint.Checkpoint | None
-) -> tuple[SpeechMapper, dict[str, Any]]:
-    """The pretrained mapper, or the run's own once it has a checkpoint; and what a run remembers of its origin."""
-    own = checkpoint.latest(Path(cfg.run)) if resumed else None
-    found = own or checkpoint.find(Path(cfg.mapper))
-    theirs, targets = mappers.read(found.parent, found), speech.targets
-    theirs.require_frozen({**speech.dataset, **targets.contract})
-    if not resumed and theirs.is_tuned:
-        say(f"warning: {found} is a tuned mapper ({theirs.name}); tuning goes on from it")
-    if not resumed and all(theirs.contract.get(n) != targets.contract[n] for n in ("llm", "embedding_hash")):
-        own_llm, other_llm = targets.contract["llm"], theirs.contract.get("llm")
-        say(f"warning: {found} was pretrained for LLM {other_llm}; the targets are those of {own_llm}")
-    mapper, width = SpeechMapper.from_pretrained(found), targets.rows_RD.shape[1]
-    if mapper.output_width != width:
-        raise UserError(f"{found}: its mapper gives vectors of {mapper.output_width} numbers, this LLM takes {width}")
-    origin = resumed.contract["mapper_hash"] if resumed else file_digest(found / checkpoint.WEIGHTS)
-    if resumed and Path(cfg.mapper).exists():  # it may be gone by now, but not another one
-        origin = file_digest(checkpoint.find(Path(cfg.mapper)) / checkpoint.WEIGHTS)
-    return mapper.train(), {"mapper_hash": origin}
-
-
 def _contract(cfg: TuneConfig, planner: Planner, items: InstructionItems, chat: Chat) -> dict[str, Any]:
     """What a run must go on with unchanged; ranks, placement and precision may change, and the number of steps."""
     chosen = {"stage": start.TUNE, "tasks": cfg.shares, **start.settings(cfg, "batch", "objective", "schedule")}
+    chosen |= start.settings(cfg, "lora") if cfg.lora.rank else {}
+    chosen |= {"splice": cfg.splice} if cfg.splice != "all" else {}
     frozen = start.frozen(items.speech.dataset, items.speech.targets) | {"tasks_hash": items.digest}
     wordings = {kind: list(items.mixture.prompts.of(kind, "train")) for kind in items.kinds}
     prompts = {f"prompts.{kind}": messages for kind, messages in wordings.items()}

@@ -19,6 +19,7 @@ from sm_train.models.mapper import SpeechMapper
 from sm_train.models.speech import CtcHead
 from sm_train.prompts import read_prompts
 from sm_train.train import checkpoint
+from sm_train.train.origin import SCRATCH
 
 _SAMPLED = 5  # recordings of a manifest
 
@@ -31,7 +32,8 @@ def checks(work: Work) -> list[Check]:
         return [*found, *(Check("llm", partial(_model, "llm", t.llm, t.revision)) for t in cfg.targets)]
     found = [Check("shards", lambda: shard_sets(work), 30.0)]
     if work.stage == "tune":
-        found += [Check("mapper", lambda: mapper(cfg.mapper, "best")), Check("prompts", lambda: prompts(work))]
+        found += [Check("mapper", lambda: mapper(cfg.mapper, "best"))] if cfg.mapper != SCRATCH else []
+        found += [Check("prompts", lambda: prompts(work))]
         found += [Check("llm", lambda: llm_of_targets(work), 30.0)]
     if work.stage == "evaluate":
         found += [Check("mapper", lambda: mapper(cfg.run, cfg.checkpoint))] if cfg.run else []

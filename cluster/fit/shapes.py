@@ -13,6 +13,7 @@ from sm_train.errors import UserError
 from sm_train.models.mapper import MapperConfig
 from sm_train.pretrain import PretrainConfig
 from sm_train.train import checkpoint
+from sm_train.train.origin import SCRATCH
 from sm_train.tune import TuneConfig
 
 TrainingConfig = PretrainConfig | TuneConfig
@@ -81,6 +82,8 @@ def mapper_of(cfg: TrainingConfig, width: int | None = None) -> tuple[Mapper, st
         width = table[1] if table else None
     if isinstance(cfg, PretrainConfig):
         return Mapper(cfg.mapper, width or cfg.mapper.widths[2]), ""
+    if cfg.mapper == SCRATCH:
+        return Mapper(cfg.shape, width or cfg.shape.widths[2]), ""
     try:
         saved = files.read_object(checkpoint.find(Path(cfg.mapper)) / "config.json")
         shape = config.from_mapping(MapperConfig, saved["mapper"], cfg.mapper)

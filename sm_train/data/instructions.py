@@ -5,6 +5,7 @@ Shape letters: N items, B items of a micro-batch, L tokens of a row, A answer to
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from sm_train.prompts import PromptSet, message_for
 from sm_train.records import PromptedBatch, Task
 
 TASKS = "tasks.parquet"
+SPLICES = ("all", "text")
 IGNORED = -100
 """Where a row's answer asks for nothing."""
 
@@ -73,6 +75,8 @@ class Mixture:
     """What a budget counts: tokens of the LLM, or samples."""
     max_answer_tokens: int
     seed: int
+    splice: str = "all"
+    """What stands in the prompt: all positions | text, as many positions as the transcript has tokens."""
 
 
 class InstructionItems:
@@ -140,7 +144,7 @@ class InstructionItems:
     def collate(self, items: NDArray[np.int64], epoch: int, buffer: Buffer | None = None) -> PromptedBatch:
         """Read, verify and pad some items; features lie in ``buffer`` until it is used again."""
         speech = self.speech.collate(self.speech_items[items], epoch, buffer)
-        positions = num_positions(self.columns["num_frames"][items])
+        positions = self._spoken[items]
         halves = [self.chat.halves(self.message(int(i), epoch)) for i in items]
         answers = [self.answers[i] for i in items]
         rows = [
@@ -162,8 +166,13 @@ class InstructionItems:
     def _longest_rows(self) -> NDArray[np.int64]:
         """Tokens of each item under its longest wording [N], so that a plan holds in every epoch."""
         around = [max(sum(map(len, self.chat.halves(m))) for m in self.messages(i)) for i in range(len(self))]
-        spoken = num_positions(self.columns["num_frames"])
-        return np.array(around, np.int64) + spoken + self.columns["num_answer_tokens"] - 1
+        return np.array(around, np.int64) + self._spoken + self.columns["num_answer_tokens"] - 1
+
+    @functools.cached_property
+    def _spoken(self) -> NDArray[np.int64]:
+        """Positions that stand in each item's prompt [N]."""
+        positions = num_positions(self.columns["num_frames"])
+        return positions if self.mixture.splice == "all" else np.minimum(self.columns["num_tokens"], positions)
 
     def _groups(
         self, kinds: Sequence[tuple[str, str]], all_kinds: Sequence[tuple[str, str]]

@@ -58,6 +58,8 @@ class Step:
     """Share of padded frames that hold no audio, over all lanes."""
     items_hash: str
     """Of the ids of all lanes in order: the same on every rank, whatever their number."""
+    num_items: int
+    """Over all lanes."""
     wait_s: float = 0.0
     """Wall seconds that the rank waited for it."""
 
@@ -153,6 +155,7 @@ class Loader:
             float(self.items.duration_s[of_step].sum()),
             1.0 - float(self.lengths[of_step].sum()) / padded,
             self._hash(lane_items),
+            len(of_step),
         )
 
     def _hash(self, lane_items: Sequence[NDArray[np.int64]]) -> str:

@@ -18,6 +18,7 @@ from sm_train.chat import Chat
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.models import checkpoints
+from sm_train.models.adapter import Adapters
 from sm_train.models.embedding import require_embeddings
 from sm_train.models.speech import device_here
 from sm_train.models.staging import stage
@@ -151,6 +152,7 @@ class FrozenLlm:
         self.model = load_model(cfg.path, cfg.revision, cfg.dtype, cfg.device_map, stage(folder, cfg.stage_to))
         if not cfg.device_map:
             self.model.to(device_here(cfg.device))
+        self.adapters = Adapters(self.model)
         self.embeddings = self.model.get_input_embeddings()
         self.device, self.dtype = self.embeddings.weight.device, self.embeddings.weight.dtype
         ends = self.model.generation_config.eos_token_id

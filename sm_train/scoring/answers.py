@@ -93,7 +93,7 @@ def answer_all(
         for begin in range(0, len(order), batch_size):
             batch = order[begin : begin + batch_size]
             messages = [questions[i].message for i in batch]
-            texts = ask(llm, messages, [vectors[questions[i].ordinal] for i in batch], max_new_tokens)
+            texts = ask(llm, messages, [vectors[questions[i].ordinal] for i in batch], max_new_tokens, system.adapter)
             answers.update(zip(batch, texts, strict=True))
             _show(system.name, number * len(questions) + len(answers), total, start)
         hypotheses += [_hypothesis(system.name, q, answers[i]) for i, q in enumerate(questions)]

@@ -14,11 +14,14 @@ from sm_train import files
 from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetTable
 from sm_train.errors import UserError
+from sm_train.models import adapter
 from sm_train.models.llm import FrozenLlm
 from sm_train.models.mapper import SpeechMapper
 from sm_train.scoring.systems import Mapped
 
 STAGE_1 = "stage 1"
+SCRATCH = "scratch"
+"""What a run that began with no mapper has as its ``mapper_hash``."""
 TUNED_TRIM = "none"
 """Tuning puts every position in the prompt, so a tuned mapper is heard that way too."""
 _FROZEN = ("encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id")
@@ -41,10 +44,16 @@ class Trained:
     def is_tuned(self) -> bool:
         return self.contract.get("stage") == _TUNE
 
+    @property
+    def has_text_alone(self) -> bool:
+        """Whether tuning put the text's positions alone in the prompt."""
+        return bool(self.contract.get("splice", "all") == "text")
+
     def as_system(self, targets: TargetTable, trim: str, device: torch.device) -> Mapped:
-        """The mapper, loaded; ``trim`` says where the positions of a stage-1 mapper end."""
-        trim = TUNED_TRIM if self.is_tuned else trim
-        return Mapped(SpeechMapper.from_pretrained(self.folder), targets, trim, device, self.name)
+        """The mapper, loaded; ``trim`` says where the positions of a mapper end that was not tuned with all of them."""
+        trim = TUNED_TRIM if self.is_tuned and not self.has_text_alone else trim
+        mapper, of_llm = SpeechMapper.from_pretrained(self.folder), adapter.folder_of(self.folder)
+        return Mapped(mapper, targets, trim, device, self.name, of_llm)
 
     def require_frozen(self, read_here: Mapping[str, Any]) -> None:
         """Raises UserError unless features and targets come from the frozen models that the mapper was trained for."""
@@ -74,7 +83,7 @@ class Trained:
 
 
 def read(run: Path, folder: Path) -> Trained:
-    """A run's checkpoint folder, named by its contract: "stage 1", "stage 2 ASR/SQA-CE", "stage 2 ST-CE+MSE".
+    """A run's checkpoint folder, named by its contract: "stage 1", "stage 2 ASR/SQA-CE", "joint ASR-CE+MSE + LoRA".
 
     Raises:
         UserError: its state.json is missing or damaged.
@@ -84,7 +93,10 @@ def read(run: Path, folder: Path) -> Trained:
         return Trained(run, folder, contract, STAGE_1)
     tasks = sorted((task for task, weight in contract["tasks"].items() if weight > 0), key=_order)
     loss = "CE+MSE" if contract["objective.sigma"] > 0 else "CE"
-    return Trained(run, folder, contract, f"stage 2 {'/'.join(tasks).upper()}-{loss}")
+    began = "joint" if contract["mapper_hash"] == SCRATCH else "stage 2"
+    text = ", text alone" if contract.get("splice", "all") == "text" else ""
+    lora = " + LoRA" if contract.get("lora.rank") else ""
+    return Trained(run, folder, contract, f"{began} {'/'.join(tasks).upper()}-{loss}{text}{lora}")
 
 
 def read_all(checkpoints: Sequence[tuple[Path, Path]]) -> list[Trained]:

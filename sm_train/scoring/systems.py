@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +40,8 @@ class System(Protocol):
     """Turns an utterance into vectors of the LLM's input space."""
 
     name: str
+    adapter: Path | None
+    """The folder of the LLM's adapter that it was trained with, if it was."""
 
     def vectors(self, heard: Heard) -> Tensor:
         """What stands in place of the speech [N, D]."""
@@ -51,6 +54,7 @@ class Topline:
     """The reference transcript, as text."""
 
     name = TOPLINE
+    adapter: Path | None = None
 
     def __init__(self, llm: FrozenLlm, normaliser: str) -> None:
         self.llm, self.normaliser = llm, normaliser
@@ -67,6 +71,7 @@ class Cascade:
     """A CTC recogniser's transcript, as text."""
 
     name = CASCADE
+    adapter: Path | None = None
 
     def __init__(self, llm: FrozenLlm, head: CtcHead) -> None:
         self.llm, self.head = llm, head
@@ -81,8 +86,11 @@ class Cascade:
 class Mapped:
     """The mapper's positions, the tail trimmed."""
 
-    def __init__(self, mapper: SpeechMapper, targets: TargetTable, trim: str, device: torch.device, name: str) -> None:
-        self.name, self.trim, self.targets, self.device = name, trim, targets, device
+    def __init__(
+        self, mapper: SpeechMapper, targets: TargetTable, trim: str, device: torch.device, name: str,
+        adapter: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.name, self.trim, self.targets, self.device, self.adapter = name, trim, targets, device, adapter
         self.mapper = mapper.to(device).eval()
         self.table_RD = targets.rows_RD.to(device).float()
 
@@ -104,11 +112,18 @@ class Mapped:
         return self.targets.text(rows)
 
 
-def ask(llm: FrozenLlm, messages: Sequence[str], vectors: Sequence[Tensor], max_new_tokens: int) -> list[str]:
-    """Answers to filled messages, each with its vectors in place of ``{speech}``, as one batch."""
+def ask(
+    llm: FrozenLlm, messages: Sequence[str], vectors: Sequence[Tensor], max_new_tokens: int, adapter: Path | None
+) -> list[str]:
+    """Answers to filled messages, each with its vectors in place of ``{speech}``, as one batch.
+
+    Args:
+        adapter: the folder of an adapter that the LLM is to have.
+    """
     prompts = []
     for message, vectors_ND in zip(messages, vectors, strict=True):
         assert SPEECH in message
         prefix, suffix = llm.chat.halves(message)
         prompts.append(torch.cat([llm.embed(prefix), vectors_ND.to(llm.device, llm.dtype), llm.embed(suffix)]))
-    return llm.answer(prompts, max_new_tokens)
+    with llm.adapters.at_work(adapter):
+        return llm.answer(prompts, max_new_tokens)

@@ -1,6 +1,7 @@
 """Checkpoints: one format for every engine, whole or absent.
 
 checkpoints/step-N/   mapper.safetensors  config.json  moments.safetensors  state.json (with the hashes of the others)
+                      adapter_model.safetensors  adapter_config.json, where an adapter of the LLM is trained too
 checkpoints/latest -> step-N              checkpoints/best -> step-M
 """
 
@@ -22,6 +23,7 @@ from sm_train.data import arrival
 from sm_train.data.mds import file_digest
 from sm_train.data.plan import Position
 from sm_train.errors import UserError
+from sm_train.models import adapter
 from sm_train.runlog import METRICS
 from sm_train.train import attempts
 from sm_train.train.engines.base import TrainState
@@ -89,14 +91,18 @@ def _write(aside: Path, checkpoint: Checkpoint, description: Mapping[str, Any]) 
     state = checkpoint.state
     moments = {"exp_avg": state.exp_avg, "exp_avg_sq": state.exp_avg_sq}
     flat = {f"{kind}.{name}": tensor for kind, tensors in moments.items() for name, tensor in tensors.items()}
+    of_mapper, of_adapter = adapter.split(state.weights)
+    tensors = {WEIGHTS: of_mapper, MOMENTS: flat, **({adapter.WEIGHTS: of_adapter} if of_adapter else {})}
     try:
-        save_file(state.weights, aside / WEIGHTS)
-        save_file(flat, aside / MOMENTS)
+        for name, of_file in tensors.items():
+            save_file(of_file, aside / name)
     except SafetensorError as error:
         raise OSError(str(error)) from None
-    for name in (WEIGHTS, MOMENTS):  # safetensors lets nobody else read what it writes
+    for name in tensors:  # safetensors lets nobody else read what it writes
         os.chmod(aside / name, aside.stat().st_mode & 0o666)
     files.write_json(aside / "config.json", dict(description))
+    if of_adapter:
+        files.write_json(aside / adapter.CONFIG, description["adapter"])
     files.write_json(
         aside / STATE,
         {
@@ -108,7 +114,7 @@ def _write(aside: Path, checkpoint: Checkpoint, description: Mapping[str, Any]) 
             "scaler": state.scaler,
             "best_valid": checkpoint.best_valid,
             "contract": checkpoint.contract,
-            "files": {name: file_digest(aside / name) for name in (WEIGHTS, MOMENTS)},
+            "files": {name: file_digest(aside / name) for name in tensors},
         },
     )
 
@@ -127,6 +133,7 @@ def load(folder: Path) -> Checkpoint:
             if file_digest(folder / name) != digest:
                 raise OSError(f"the bytes of {name} are not those that were written")
         weights, moments = load_file(folder / WEIGHTS), load_file(folder / MOMENTS)
+        weights |= adapter.read(folder)
     except (OSError, SafetensorError, UserError) as error:
         others = [step.name for step in _steps(folder.parent) if step.name != folder.resolve().name]
         remedy = (

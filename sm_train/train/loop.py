@@ -169,6 +169,7 @@ def _take_step(
         **losses,
         "epoch": step.position.epoch,
         "items": step.items_hash,
+        "num_items": step.num_items,
         "grad_norm": update.grad_norm,
         "lr": lr,
         "scale": update.scale,

@@ -13,7 +13,6 @@ from sm_train.data.mixing import FROZEN_ENCODER
 from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetTable
 from sm_train.errors import Stopped, UserError
-from sm_train.models.mapper import SpeechMapper
 from sm_train.runlog import RunLog, last_line, say, write_environment
 from sm_train.train import attempts, checkpoint
 from sm_train.train.engines import Engine, EngineConfig, make_engine
@@ -89,17 +88,18 @@ def make_agreed_engine(
 
 
 def begin(
-    cfg: Any, engine: Engine, contract: dict[str, Any], mapper: SpeechMapper, resumed: checkpoint.Checkpoint | None,
-    holds: str,
+    cfg: Any, engine: Engine, contract: dict[str, Any], description: dict[str, Any],
+    resumed: checkpoint.Checkpoint | None, holds: str,
 ) -> Run:  # fmt: skip
     """Start or continue the run that ``cfg`` names: its config and environment are written, an attempt is counted.
 
     Args:
         cfg: a stage's config, with ``run``, ``seed`` and ``loop``.
+        description: what a checkpoint's ``config.json`` holds.
         holds: what is trained, on what and how, for the terminal.
     """
     folder = Path(cfg.run)
-    state = Run(folder, 0, cfg.seed, contract, mapper.description())
+    state = Run(folder, 0, cfg.seed, contract, description)
     if resumed:
         state.global_step, state.position, state.best_valid = resumed.global_step, resumed.position, resumed.best_valid
     if engine.rank == 0:

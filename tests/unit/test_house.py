@@ -38,6 +38,7 @@ PLACES = {
         "tools/bench/padding.py",
         "tools/bench/precompute_peers.py",
     ],  # a sampler to compare with
+    "peft": ["sm_train/models/adapter.py"],
     "huggingface_hub": ["sm_train/models/", "tools/fetch.py", "cluster/fit/hub.py"],
     "lhotse": ["tools/bench/"],
     "deepspeed": ["sm_train/train/engines/deepspeed.py", "sm_train/train/engines/zero_state.py"],

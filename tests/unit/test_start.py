@@ -84,18 +84,18 @@ def test_a_run_begins_with_its_config_and_goes_on_where_it_was(
     path = tuning.write_config(tmp_path / "run.yaml", world, shard_folder)
     cfg, engine = training.load(path, "placement=replicated", stage=tune), make_engine(EngineConfig(device="cpu"), 2)
     mapper = SpeechMapper.from_pretrained(checkpoint.find(world / "stage1"))
-    state = start.begin(cfg, engine, {"seed": 0}, mapper, None, "some weights")
+    state = start.begin(cfg, engine, {"seed": 0}, mapper.description(), None, "some weights")
     assert (state.attempt, state.global_step, state.position, state.best_valid) == (1, 0, Position(0, 0), None)
     assert (state.contract, state.description, state.seed) == ({"seed": 0}, mapper.description(), 0)
     assert {p.name for p in (tmp_path / "run").iterdir()} >= {"config.yaml", "environment.json", "attempts"}
     assert training.load(tmp_path / "run/config.yaml", stage=tune) == cfg
     assert "some weights, 1 rank on cpu, from step 0 of 8" in capsys.readouterr().out
     with pytest.raises(UserError, match="saved step-0 while this one was starting from step 5; run the same command"):
-        start.begin(cfg, engine, {"seed": 0}, mapper, saved(5, {"seed": 0}, world), "some weights")
+        start.begin(cfg, engine, {"seed": 0}, mapper.description(), saved(5, {"seed": 0}, world), "some weights")
     newest = tmp_path / "run/checkpoints/step-5"
     newest.mkdir(parents=True)
     (newest / "state.json").touch()
-    again = start.begin(cfg, engine, {"seed": 0}, mapper, saved(5, {"seed": 0}, world), "some weights")
+    again = start.begin(cfg, engine, {"seed": 0}, mapper.description(), saved(5, {"seed": 0}, world), "some weights")
     assert (again.attempt, again.global_step, again.position, again.best_valid) == (3, 5, Position(1, 2), 0.25)
 
 

@@ -72,7 +72,7 @@ def measure(place: Place) -> Answering:
         for first in range(-1, len(order), cfg.batch_size):
             batch = [questions[i] for i in order[max(first, 0) : max(first, 0) + cfg.batch_size]]
             before, begun = steps, time.perf_counter()
-            texts = ask(llm, [q.message for q in batch], [vectors[q.ordinal] for q in batch], cfg.max_new_tokens)
+            texts = ask(llm, [q.message for q in batch], [vectors[q.ordinal] for q in batch], cfg.max_new_tokens, None)
             if first >= 0 or len(order) <= cfg.batch_size:  # once for nothing, to be warm
                 lengths[-1].append(steps - before)
                 seconds[-1].append(time.perf_counter() - begun)

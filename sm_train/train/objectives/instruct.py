@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -52,13 +53,16 @@ class InstructObjective(nn.Module):
     3. The LLM runs on the vectors, and its own head on the last A places of each row, where answers end together.
     """
 
-    measures: tuple[str, ...] = ("accuracy",)
+    measures: tuple[str, ...] = ("accuracy", "llm_tokens")
+    """The share of answer tokens that are the likeliest, and the tokens that the LLM reads of an item."""
     llm: Any
     """The frozen causal LM; given later, so that it can be loaded where an engine lays it out over the ranks."""
 
-    def __init__(self, mapper: SpeechMapper, regression: PaddedRegression, cfg: InstructConfig) -> None:
+    def __init__(
+        self, mapper: SpeechMapper, regression: PaddedRegression, cfg: InstructConfig, splice: str = "all"
+    ) -> None:
         super().__init__()
-        self.mapper, self.regression = mapper, regression
+        self.mapper, self.regression, self.has_all = mapper, regression, splice == "all"
         self.weights = {"ce": 1.0 - cfg.sigma}
         if cfg.sigma > 0:
             self.weights |= {"word": cfg.sigma * cfg.alpha, "pad": cfg.sigma * (10.0 - cfg.alpha)}
@@ -73,7 +77,8 @@ class InstructObjective(nn.Module):
     def counts(self, columns: Columns) -> dict[str, NDArray[np.int64]]:
         """Answer tokens of each item, and positions of each regression term [N]."""
         answers = columns["num_answer_tokens"]
-        return {"ce": answers, "accuracy": answers, **self.regression.counts(columns)}
+        items = np.ones_like(answers)
+        return {"ce": answers, "accuracy": answers, "llm_tokens": items, **self.regression.counts(columns)}
 
     def forward(self, batch: PromptedBatch) -> dict[str, Tensor]:
         """Sums by term over the micro-batch, in fp32."""
@@ -84,6 +89,7 @@ class InstructObjective(nn.Module):
         sums = {
             "ce": F.cross_entropy(logits, wanted, reduction="sum"),
             "accuracy": (logits.detach().argmax(dim=-1) == wanted).float().sum(),
+            "llm_tokens": batch.is_real_BL.sum().float(),
         }
         if "word" in self.weights:
             sums |= self.regression.sums(mapped_BPD, batch.speech)
@@ -92,7 +98,10 @@ class InstructObjective(nn.Module):
     def answer_logits(self, mapped_BPD: Tensor, batch: PromptedBatch) -> Tensor:
         """The LLM's logits [B, A, V] of the last A places, each for the token that follows it."""
         embeds_BLD = self.llm.get_input_embeddings()(batch.ids_BL)
-        is_position_BP = mask(positions_of(batch.speech.num_frames_B), mapped_BPD.shape[1])
+        positions_B = positions_of(batch.speech.num_frames_B)
+        if not self.has_all:
+            positions_B = torch.minimum(positions_B, batch.speech.num_tokens_B)
+        is_position_BP = mask(positions_B, mapped_BPD.shape[1])
         embeds_BLD = splice(embeds_BLD, batch.is_speech_BL, mapped_BPD[is_position_BP])
         # Counted from each row's first token, as the LLM's own decoding does with left-padded rows.
         places_BL = (batch.is_real_BL.cumsum(dim=1) - 1).clamp(min=0)
