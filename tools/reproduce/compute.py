@@ -6,8 +6,8 @@ mapper's multiplications a position; L: tokens of a row. A multiplication and it
     mapper  6 M positions + 12 x layers x (2 x 2P x d1 + P x d2) positions: forward 2, backward 4 for each parameter and
             position (Kaplan et al., arXiv 2001.08361); attention's scores and values, 4 x length x width forward
             (Chowdhery et al., arXiv 2204.02311, appendix B), twice that backward. The first stack has 2P frames of P.
-    LLM     4 P_L tokens + 4 V D answer tokens: forward 2, and 2 backward, as gradients pass through frozen weights, which
-            get none; attention has no weights: 12 n A L tokens. Of an adapter 6 for each parameter and token.
+    LLM     4 P_L tokens + 4 V D answer tokens: forward 2, and 2 backward, as gradients pass through frozen weights,
+            which get none; attention has no weights: 12 n A L tokens. Of an adapter 6 for each parameter and token.
 
 Padding is not counted, nor is validation; positions and answer tokens are items times their means over the split.
 """
@@ -44,9 +44,7 @@ class Compute:
     """Of one core, over all starts; the time between starts does not count."""
 
     def __add__(self, other: Compute) -> Compute:
-        return Compute(
-            self.llm_tokens + other.llm_tokens, self.flop + other.flop, self.minutes + other.minutes
-        )
+        return Compute(self.llm_tokens + other.llm_tokens, self.flop + other.flop, self.minutes + other.minutes)
 
 
 def mean_of(spent: Sequence[Compute]) -> Compute:
@@ -101,10 +99,21 @@ def of_run(run: Path) -> Compute:
     return Compute(tokens, flop + llm_flop(llm, tokens, tokens / items, answers, _adapter(checkpoint)), minutes)
 
 
-def of_evaluation(folder: Path) -> dict[str, float]:
-    """Tokens that the LLM read and wrote, and seconds, by system, where the evaluation wrote them down."""
-    path = folder / "timing.json"
-    return {} if not path.is_file() else dict(files.read_object(path))
+def of_evaluation(folder: Path) -> dict[str, Compute]:
+    """Tokens that the LLM read and wrote, and minutes, by system; empty where the evaluation did not count them.
+
+    FLOPs are left at 0.
+    """
+    tokens, seconds = (_read_if_there(folder / name) for name in ("evaluation.json", "timing.json"))
+    return {
+        system: Compute(counts["prompt_tokens"] + counts["answer_tokens"], 0.0, sum(seconds[system].values()) / 60)
+        for system, counts in tokens.get("llm_tokens", {}).items()
+        if system in seconds
+    }
+
+
+def _read_if_there(path: Path) -> dict[str, Any]:
+    return files.read_object(path) if path.is_file() else {}
 
 
 def _mean_positions(shard_set: Path, splits: Sequence[str]) -> float:

@@ -1,6 +1,6 @@
 """The work of a world as a small graph: corpus -> precompute -> tasks -> train (row, seed) -> evaluate (row, seed).
 
-    ROOT/corpus  ROOT/shards/ENCODER  ROOT/rows/ROW/SEED  ROOT/evaluations/ROW/SEED  ROOT/logs  ROOT/done
+ROOT/corpus  ROOT/shards/ENCODER  ROOT/rows/ROW/SEED  ROOT/evaluations/ROW/SEED  ROOT/logs  ROOT/done
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class _Maker:
     def __init__(self, world: WorldConfig, places: Places) -> None:
         self.world, self.places = world, places
         self.items: dict[str, Item] = {}
-        precompute = _load(PrecomputeConfig, world.precompute, "manifest=-", "out=-")
-        pretrain = _load(PretrainConfig, world.pretrain, "run=-")
+        precompute = _load(PrecomputeConfig, world.precompute, "manifest=unknown", "out=unknown")
+        pretrain = _load(PretrainConfig, world.pretrain, "run=unknown")
         self.target: str = precompute.targets[0].name
         self.shape = f"shape={json.dumps(config.to_mapping(pretrain.mapper))}"
         self.llms = tuple(_weights(target.llm) for target in precompute.targets)
@@ -101,6 +101,8 @@ class _Maker:
 
     def tasks(self, encoder: str) -> str:
         """Features, targets and tasks of an encoder."""
+        if (name := f"tasks-{encoder}") in self.items:
+            return name
         stage, out, corpus = self.world.precompute, self.places.shards(encoder), self.places.corpus
         words = (*stage.words, *self.world.encoders[encoder], f"manifest={corpus / 'manifest.parquet'}", f"out={out}")
         of_encoder = _load(PrecomputeConfig, stage, *words).encoder.path
@@ -112,7 +114,7 @@ class _Maker:
         command = ("cluster.retarget", str(out), "--name", self.target, "--instructions",
                    str(corpus / "instructions.parquet"))  # fmt: skip
         made = out / "targets" / self.target / "tasks.parquet"
-        return self._add(Item(f"tasks-{encoder}", "tasks", command, (features,), made, ()))
+        return self._add(Item(name, "tasks", command, (features,), made, ()))
 
     def train(self, row: str, seed: int) -> str:
         asked, world = self.world.rows[row], self.world
@@ -138,7 +140,9 @@ class _Maker:
         return self._evaluate(row, seed, asked, self.train(trained, seed))
 
     def references(self) -> str:
-        return self._evaluate(REFERENCES, 0, ["run=null", "references=true"], self.tasks(next(iter(self.world.encoders))))
+        return self._evaluate(
+            REFERENCES, 0, ["run=null", "references=true"], self.tasks(next(iter(self.world.encoders)))
+        )
 
     def _evaluate(self, row: str, seed: int, asked: Sequence[str], needed: str) -> str:
         stage, out, corpus = self.world.evaluate, self.places.evaluation(row, seed), self.places.corpus
@@ -148,9 +152,7 @@ class _Maker:
         words = [*stage.words, *lexicon, *asked, *own, *self._data(row)]
         command = ("sm_train.evaluate", stage.file, *words)
         name = f"{row}-{seed}-evaluate" if row != REFERENCES else REFERENCES
-        return self._add(
-            Item(name, "evaluate", command, (needed,), out / "evaluation.json", _with_prompts(stage))
-        )
+        return self._add(Item(name, "evaluate", command, (needed,), out / "evaluation.json", _with_prompts(stage)))
 
     def _data(self, row: str) -> Iterator[str]:
         encoder = next(iter(self.world.encoders)) if row == REFERENCES else self.world.encoder_of(row)
@@ -167,7 +169,8 @@ def _weights(folder: str) -> Path:
 
 
 def _with_prompts(stage: StageConfig) -> tuple[Path, ...]:
-    prompts = Path(config.read_yaml(Path(stage.file)).get("prompts", ""))
+    words = [word.removeprefix("prompts=") for word in stage.words if word.startswith("prompts=")]
+    prompts = Path(words[-1] if words else config.read_yaml(Path(stage.file)).get("prompts", ""))
     return (Path(stage.file), *([prompts] if prompts.is_file() else []))
 
 

@@ -14,7 +14,7 @@ from tools.reproduce import compute, tallies
 from tools.reproduce.compute import Compute
 from tools.reproduce.graph import REFERENCES, Places
 from tools.reproduce.tallies import Interval, Place, Tally
-from tools.reproduce.world import METRICS, PROMPTS, WorldConfig
+from tools.reproduce.world import METRICS, WorldConfig
 
 NO_SEED = -1
 """The seed of a reference."""
@@ -30,18 +30,19 @@ class Results:
     """What a row's own training took, in the mean over seeds."""
     whole: dict[str, Compute]
     """The same, with the training of the rows it builds on."""
-    heard: dict[str, dict[str, float]]
-    """What an evaluation wrote down about its own cost, the first seed's."""
+    heard: dict[str, Compute]
+    """What an evaluation took, the first seed's, where it was counted; without FLOPs."""
 
     def places(self, prompts: str, voices: str) -> list[Place]:
         """The columns of one group of prompts and voices that any row has a figure for."""
         of = [Place(metric, self.world.voices[voices], prompts) for metric in METRICS]
         return [place for place in of if any(place in row for row in self.scores.values())]
 
-    def interval(self, row: str, place: Place) -> Interval | None:
-        """A row's figure, if it has one."""
-        found = self.scores[row].get(place)
-        return tallies.over_seeds(found) if found else None
+    def interval(self, row: str, *places: Place) -> Interval | None:
+        """A row's figure, the mean of several columns where there are more; None if it lacks one."""
+        found = [self.scores[row].get(place) for place in places]
+        there = [one for one in found if one]
+        return tallies.over_seeds(tallies.average(there)) if len(there) == len(found) else None
 
     def seeds(self, row: str) -> list[int]:
         """Those of a row that are there; none of a reference."""
@@ -66,14 +67,17 @@ class Results:
 def read(world: WorldConfig, root: Path) -> Results:
     """What the evaluations and runs under a folder say, rows in the order of the world."""
     places = Places(root)
-    cfg = config.load(EvaluateConfig, [world.evaluate.file, *world.evaluate.words, "run=-"], "tools.reproduce")
+    cfg = config.load(EvaluateConfig, [world.evaluate.file, *world.evaluate.words, "run=unknown"], "tools.reproduce")
     languages = _languages(places.corpus / "lexicon.json")
     found = Results(world, {}, {}, {}, {})
     references = _tallies(places.evaluation(REFERENCES, 0), cfg.normaliser, languages)
+    of_references = compute.of_evaluation(places.evaluation(REFERENCES, 0))
     for row, asked in world.rows.items():
         if asked.kind == "reference":
             if row in references:
                 found.scores[row] = {place: {NO_SEED: tally} for place, tally in references[row].items()}
+                if row in of_references:
+                    found.heard[row] = of_references[row]
             continue
         for seed in world.seeds_of(row):
             folder = places.evaluation(row, seed)
@@ -81,8 +85,9 @@ def read(world: WorldConfig, root: Path) -> Results:
                 for place, tally in of_system.items():
                     found.scores.setdefault(row, {}).setdefault(place, {})[seed] = tally
         if row in found.scores:
-            found.heard[row] = compute.of_evaluation(places.evaluation(row, found.seeds(row)[0]))
             _add_compute(found, places, row)
+            for spent in compute.of_evaluation(places.evaluation(row, found.seeds(row)[0])).values():
+                found.heard[row] = spent
     return found
 
 
@@ -112,6 +117,3 @@ def _add_compute(found: Results, places: Places, row: str) -> None:
             base = world.rows[base].base
         whole.append(mine)
     found.own[row], found.whole[row] = compute.mean_of(own), compute.mean_of(whole)
-
-
-__all__ = ["NO_SEED", "PROMPTS", "Results", "read"]

@@ -1,4 +1,4 @@
-"""Work items as child processes, several at a time: done ones are not done again, a failed one stops only what needs it.
+"""Work items as child processes, several at a time: done ones are not done again, a failed one stops what needs it.
 
 Each child leads a process group of its own, so that Ctrl-C reaches the runner alone, which then asks each child to save
 and leave. done/ITEM.json says what an item was begun with, how long it has taken, and whether it is done.
@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -136,7 +136,7 @@ def run_items(items: Sequence[Item], root: Path, jobs: int) -> list[Failed]:
     return failed
 
 
-def _ready(waiting: Sequence[Item], pending: Collection[str], room: int) -> list[Item]:
+def _ready(waiting: Sequence[Item], pending: set[str], room: int) -> list[Item]:
     return [item for item in waiting if not pending & set(item.needs)][: max(room, 0)]
 
 

@@ -2,8 +2,8 @@
 
 Shape letters: U utterances, K statistics of a metric, R resamples, S seeds.
 
-A row's figure is the mean over its seeds. Seeds and utterances are crossed, as every seed answers the same utterances: a
-resample draws S seeds with replacement, then U utterances, the same for all seeds, and takes the mean of the drawn
+A row's figure is the mean over its seeds. Seeds and utterances are crossed, as every seed answers the same utterances:
+a resample draws S seeds with replacement, then U utterances, the same for all seeds, and takes the mean of the drawn
 seeds' metrics over the drawn utterances. All rows share the draws, so that a difference of two rows on the same
 utterances is paired in both.
 """
@@ -64,7 +64,9 @@ class Interval:
 BySeed = Mapping[int, Tally]
 
 
-def read(folder: Path, normaliser: str, languages: Languages | None, metrics: Sequence[str]) -> dict[str, dict[Place, Tally]]:
+def read(
+    folder: Path, normaliser: str, languages: Languages | None, metrics: Sequence[str]
+) -> dict[str, dict[Place, Tally]]:
     """The tallies of an evaluation's hypotheses, by system; a system's transcripts without the LLM are its own.
 
     Raises:
@@ -114,8 +116,20 @@ def over_seeds(tallies: BySeed) -> Interval:
     return _interval(float(np.mean(values)), np.stack([tallies[seed].resampled_R for seed in seeds]), tallies, seeds)
 
 
+def average(several: Sequence[BySeed]) -> BySeed:
+    """The mean of several columns of one row, as of both languages: resamples are averaged, not intervals."""
+    return {
+        seed: Tally(
+            float(np.mean([one[seed].value for one in several])),
+            np.mean([one[seed].resampled_R for one in several], axis=0),
+            several[0][seed].ids,
+        )
+        for seed in sorted(set(several[0]).intersection(*several))
+    }
+
+
 def difference(a: BySeed, b: BySeed) -> Interval | None:
-    """a - b over the seeds that both have; a reference, known as seed -1, stands beside every seed. None without any."""
+    """a - b over the seeds that both have; a reference, whose seed is -1, stands beside each. None without any."""
     seeds = sorted(set(a) & set(b)) or sorted(set(a) if -1 in b else set(b) if -1 in a else ())
     if not seeds:
         return None

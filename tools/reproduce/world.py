@@ -11,6 +11,7 @@ from sm_train.errors import UserError
 
 FOLDER = Path("configs/reproduce")
 KINDS = ("reference", "pretrain", "tune", "again")
+STAGES = ("corpus", "precompute", "pretrain", "tune", "evaluate")
 MAIN, ABLATION = "main", "ablation"
 PROMPTS = ("train", "held_out")
 METRICS = {
@@ -58,7 +59,7 @@ class ClaimConfig:
     says: str = config.key(config.REQUIRED, "the claim, as a sentence without its full stop")
     a: str = config.key(config.REQUIRED, "a row")
     b: str = config.key(config.REQUIRED, "another row")
-    on: list[str] = config.key(config.REQUIRED, f"columns: {', '.join(METRICS)}")
+    columns: list[str] = config.key(config.REQUIRED, f"of the table: {', '.join(METRICS)}")
     prompts: list[str] = config.key(["held_out"], "train, held_out")
     voices: list[str] = config.key([], "names of voices; [] for all")
     above: float | None = config.key(None, "a - b is above this: 0 if neither is given")
@@ -123,7 +124,7 @@ def _check_row(key: str, row: RowConfig, keys: Sequence[str], world: WorldConfig
 
 
 def _check_claim(claim: ClaimConfig, world: WorldConfig) -> None:
-    known = {"a": list(world.rows), "b": list(world.rows), "on": list(METRICS), "prompts": list(PROMPTS),
+    known = {"a": list(world.rows), "b": list(world.rows), "columns": list(METRICS), "prompts": list(PROMPTS),
              "voices": list(world.voices)}  # fmt: skip
     for name, choices in known.items():
         value = getattr(claim, name)
@@ -143,7 +144,11 @@ def read(name: str, words: Sequence[str]) -> WorldConfig:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise UserError(f"world {name!r} is not there; {FOLDER} has {', '.join(p.stem for p in FOLDER.glob('*.yaml'))}")
-    return config.load(WorldConfig, [str(path), *words], "tools.reproduce --world")
+    found = config.load(WorldConfig, [str(path), *words], "tools.reproduce --world")
+    for stage in STAGES:
+        if not Path(file := getattr(found, stage).file).is_file():
+            raise UserError(f"{path}: {stage}.file is {file}, which does not exist")
+    return found
 
 
 def folder_of(name: str, world: WorldConfig) -> Path:
