@@ -73,7 +73,10 @@ def test_every_command_is_one_that_its_stage_takes(hard: WorldConfig) -> None:
         "sm_train.precompute": PrecomputeConfig, "sm_train.pretrain": PretrainConfig, "sm_train.tune": TuneConfig,
         "sm_train.evaluate": EvaluateConfig,
     }  # fmt: skip
+    heard = {key for key, row in hard.rows.items() if row.evaluate} | {"references"}  # others differ by folders alone
     for item in items(hard, seeds=(0,)).values():
+        if item.kind == "evaluate" and not heard & {item.name, item.name.removesuffix("-0-evaluate")}:
+            continue
         if schema := schemas.get(item.command[0]):
             config.load(schema, list(item.command[1:]), item.name)
 
@@ -90,6 +93,8 @@ def test_a_hash_follows_from_words_files_and_all_that_is_needed(tmp_path: Path) 
     before = made("steps=1")
     assert made("steps=1") == before
     assert all(made("steps=2")[name] != before[name] for name in before)
+    file.write_text("a: 1  # a comment")
+    assert made("steps=1") == before
     file.write_text("a: 2")
     assert all(made("steps=1")[name] != before[name] for name in before)
 

@@ -65,7 +65,7 @@ def test_languages_groups_and_splits_stand_apart_and_in_language_is_of_both(tmp_
 
     found = tallies.read(tmp_path, "mms", French(), ["st-fr chrF", "st-de chrF", "st in language"])["stage 1"]
     assert found[Place("st-fr chrF", "test", "held_out")].value == pytest.approx(100)
-    assert found[Place("st-de chrF", "test", "held_out")].value == pytest.approx(0)
+    assert found[Place("st-de chrF", "test", "held_out")].value < 10
     assert found[Place("st-fr chrF", "test", "train")].value < 50
     assert found[Place("st in language", "test", "held_out")].value == 0.5
 

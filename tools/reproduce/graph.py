@@ -32,7 +32,7 @@ class Item:
     makes: Path
     """A file that is there once the command is through."""
     inputs: tuple[Path, ...]
-    """Files whose bytes the result follows from, besides what comes from ``needs``."""
+    """Files that the result follows from, besides what comes from ``needs``."""
     keeps: Path | None = None
     """A folder that the command goes on in, so that another command needs another one."""
 
@@ -178,8 +178,13 @@ def hashes(items: Sequence[Item]) -> dict[str, str]:
     """By name a hash of all that an item's result follows from: its command, its inputs, and what it needs."""
     found: dict[str, str] = {}
     for item in items:
-        inputs = {str(path): file_digest(path) for path in item.inputs}
+        inputs = {str(path): _digest(path) for path in item.inputs}
         found[item.name] = config.fingerprint(
             {"command": item.command, "inputs": inputs, "needs": [found[name] for name in item.needs]}
         )
     return found
+
+
+def _digest(path: Path) -> str:
+    """Of a YAML file what it says, so that a comment changes nothing; of any other its bytes."""
+    return config.fingerprint(config.read_yaml(path)) if path.suffix == ".yaml" else file_digest(path)

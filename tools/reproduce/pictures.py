@@ -124,7 +124,8 @@ def _stage_1(axes: Any, curves: Sequence[Curve]) -> None:
 
 
 def _legend(axes: Any) -> None:
-    axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=INK)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5), labelcolor=INK)
 
 
 def _svg(inches: tuple[float, float], draw: Callable[[Any], None]) -> str:

@@ -115,10 +115,7 @@ def run_items(items: Sequence[Item], root: Path, jobs: int) -> list[Failed]:
     with _terminated_as_interrupted():
         try:
             while waiting or running:
-                lost = {one.name for one in failed}
-                for item in [item for item in waiting if lost & set(item.needs)]:
-                    waiting.remove(item)
-                    failed.append(Failed(item.name, book.log(item), "left out: it needs one that failed"))
+                _leave_out(waiting, failed, book)
                 pending = {item.name for item in waiting} | {child.item.name for child in running}
                 for item in _ready(waiting, pending, jobs - len(running)):
                     waiting.remove(item)
@@ -134,6 +131,16 @@ def run_items(items: Sequence[Item], root: Path, jobs: int) -> list[Failed]:
         finally:
             _stop(running, book)
     return failed
+
+
+def _leave_out(waiting: list[Item], failed: list[Failed], book: Book) -> None:
+    """What needs an item that failed, and what needs that in turn: needs stand before."""
+    lost = {one.name for one in failed}
+    for item in [*waiting]:
+        if lost & set(item.needs):
+            waiting.remove(item)
+            lost.add(item.name)
+            failed.append(Failed(item.name, book.log(item), "left out: it needs one that failed"))
 
 
 def _ready(waiting: Sequence[Item], pending: set[str], room: int) -> list[Item]:

@@ -18,7 +18,8 @@ def page(found: Results, name: str, command: str) -> str:
     """The whole of table.md."""
     parts = [f"# {name}: every row, with what it cost\n\n`{command}`\n\n{_how_to_read(found)}"]
     for voices in found.world.voices:
-        parts.append(f"## {voices.capitalize()}, {PROMPTS_SAID['held_out']}\n\n{_first(found, voices)}")
+        if found.places("held_out", voices):
+            parts.append(f"## {voices.capitalize()}, {PROMPTS_SAID['held_out']}\n\n{_first(found, voices)}")
     parts.append(f"## Everything\n\n{_all(found)}")
     parts.append(f"## Compute\n\n{_compute(found)}")
     return "\n\n".join(parts) + "\n"
