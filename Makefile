@@ -3,7 +3,7 @@
 # make chaos  thousands of random faults: corrupted shards, killed runs, crash points of saves, a drill (an hour or more)
 # make bench  every figure of docs/benchmarks.md, beside other systems (an hour)
 # make check  format, lint, types
-# make seeds  the demo's training with three seeds, and their spread (make demo first)
+# make reproduce   every row of the paper's tables with three seeds, what it cost, what holds (WORLD=miniature: the easy one)
 # make wheelhouse                    all packages as wheels, into wheelhouse/, for sites without internet
 # make install WHEELHOUSE=wheelhouse everything from there, with no index at all; the other targets take it too
 # Each installs what it needs into .venv first.
@@ -14,6 +14,8 @@ TORCH ?= torch==2.13.0
 TORCH_INDEX ?=
 # A folder of wheels to install from, with no index; it is made where there is one, by the same Python and architecture.
 WHEELHOUSE ?=
+# What make reproduce compares: a file in configs/reproduce.
+WORLD ?= miniature-hard
 
 FROM_INDEX := $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 FROM_WHEELS := $(if $(WHEELHOUSE),--no-index --find-links $(WHEELHOUSE))
@@ -27,7 +29,7 @@ export OMP_NUM_THREADS ?= 1
 export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: install wheelhouse demo seeds test chaos bench check format clean
+.PHONY: install wheelhouse demo reproduce test chaos bench check format clean
 
 install: $(INSTALLED)
 
@@ -55,8 +57,8 @@ demo: install
 	torchrun --standalone --nproc-per-node 2 -m sm_train.tune configs/tune/miniature.yaml
 	python -m sm_train.evaluate configs/evaluate/miniature.yaml
 
-seeds: install
-	python -m tools.seeds 0 1 2
+reproduce: install
+	python -m tools.reproduce --world $(WORLD)
 
 test: install
 	python -m pytest -m "not gpu and not chaos"

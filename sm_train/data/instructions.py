@@ -52,6 +52,16 @@ def num_tasks(target_set: Path) -> int:
     return _read(target_set / TASKS).num_rows if (target_set / TASKS).exists() else 0
 
 
+def mean_answer_tokens(target_set: Path, shares: Mapping[str, float]) -> float:
+    """Mean tokens of an answer in a mixture of tasks, over all splits."""
+    rows = _read(target_set / TASKS).select(["task", "target_lang", "num_answer_tokens"]).to_pylist()
+    of_name = {
+        name: [row["num_answer_tokens"] for row in rows if name in _groups_of(row["task"], row["target_lang"])]
+        for name in shares
+    }
+    return float(sum(shares[name] * np.mean(of_name[name]) for name in shares) / sum(shares.values()))
+
+
 @dataclass(frozen=True)
 class Mixture:
     """Which tasks an epoch holds, how they are asked, and what an item costs."""

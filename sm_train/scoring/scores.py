@@ -196,8 +196,7 @@ def with_interval(
     stats: Floats, rows: NDArray[np.intp], compute: Callable[[Floats], float]
 ) -> tuple[float, float, float]:
     """(value, low, high) of a metric: 95% percentile bootstrap over utterances, equal draws for equal U."""
-    stats_UK = np.zeros((int(rows.max()) + 1, stats.shape[1]))
-    np.add.at(stats_UK, rows, stats)
+    stats_UK = _by_utterance(stats, rows)
     num_utterances = len(stats_UK)
     draw = np.random.default_rng(SEED)
     values: list[float] = []
@@ -206,6 +205,22 @@ def with_interval(
         values.append(compute(times_drawn_U @ stats_UK))
     low, high = np.percentile(values, [2.5, 97.5])
     return compute(stats_UK.sum(axis=0)), float(low), float(high)
+
+
+def _by_utterance(stats: Floats, rows: NDArray[np.intp]) -> Floats:
+    stats_UK = np.zeros((int(rows.max()) + 1, stats.shape[1]))
+    np.add.at(stats_UK, rows, stats)
+    return stats_UK
+
+
+def utterance_sums(
+    items: Sequence[Hypothesis], metric: str, normaliser: str, languages: Languages | None
+) -> tuple[list[str], Floats, Callable[[Floats], float]]:
+    """What one metric is made of, for a bootstrap of one's own: ids of utterances, sorted, their statistics [U, K], and
+    the metric of a sum of these [K]."""
+    pairs, ids = [_normal_pair(item, normaliser) for item in items], [item.id for item in items]
+    stats, compute, _ = _metric(metric, items, pairs, normaliser, languages)
+    return sorted(set(ids)), _by_utterance(stats, _utterance_rows(ids)), compute
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:

@@ -18,6 +18,7 @@ from tests.builders import ROOT
 from tools.miniature.build import BuildConfig
 from tools.miniature.corpus import CorpusConfig
 from tools.plan_capacity.settings import PlanConfig
+from tools.reproduce.world import WorldConfig
 
 SOURCES = sorted(path for room in ("sm_train", "cluster", "tools") for path in (ROOT / room).rglob("*.py"))
 
@@ -140,6 +141,7 @@ def schema_of(path: Path) -> type:
         "tune": TuneConfig,
         "evaluate": EvaluateConfig,
         "plan": PlanConfig,
+        "reproduce": WorldConfig,
     }
     return stages[path.parent.name]
 

@@ -1,0 +1,1 @@
+"""The paper's tables on a small world: every row trained with several seeds, evaluated, scored, with what it cost."""
