@@ -156,8 +156,7 @@ print(model.generate("question.wav", "Translate this into French."))
 ```
 
 A list of (audio, prompt) pairs is answered as one batch. Recordings of any rate and number of channels are taken."""
-    return lines.split("
-")
+    return lines.split("\n")
 
 
 def _training(said: SpeechLlmConfig, seen: Seen) -> list[str]:

@@ -5,6 +5,7 @@ Shape letters: S samples.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,7 +70,11 @@ class SpeechLlmProcessor(ProcessorMixin):  # type: ignore[misc]
 
     def __init__(self, feature_extractor: Any, tokenizer: Any, chat_template: Any = None) -> None:
         super().__init__(feature_extractor, tokenizer, chat_template=chat_template)
-        self.chat = Chat(tokenizer)
+
+    @property
+    def chat(self) -> Chat:
+        """The LLM's chat template as token ids."""
+        return _chat(self.tokenizer)
 
     def __call__(self, audio: Sequence[Audio], text: Sequence[str], sampling_rate: int | None = None) -> BatchFeature:
         """Recordings and the prompts about them, one each.
@@ -91,6 +96,11 @@ class SpeechLlmProcessor(ProcessorMixin):  # type: ignore[misc]
             "prefix_ids": [prefix for prefix, _ in halves],
             "suffix_ids": [suffix for _, suffix in halves],
         })  # fmt: skip
+
+
+@functools.lru_cache(maxsize=4)  # not kept by the processor: to print itself it would copy it
+def _chat(tokenizer: Any) -> Chat:
+    return Chat(tokenizer)
 
 
 def _samples(given: NDArray[Any], sampling_rate: int | None) -> NDArray[np.float32]:
