@@ -21,7 +21,7 @@ from sm_train.errors import UserError
 from sm_train.exported.processor import Audio, SpeechLlmProcessor
 from sm_train.exported.settings import MAPPER, SpeechLlmConfig, open_folder, read_targets
 from sm_train.models import checkpoints
-from sm_train.models.llm import FrozenLlm
+from sm_train.models.llm import DTYPES, FrozenLlm
 from sm_train.models.speech import SpeechEncoder
 from sm_train.models.tokenizer import tokenizer_hash
 from sm_train.scoring import mappers
@@ -72,9 +72,10 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         """
         root = open_folder(folder, revision)
         config = config or SpeechLlmConfig.from_pretrained(root)
-        asked = config.llm_config(
-            root, llm, None if dtype is None else str(dtype).removeprefix("torch."), str(device), device_map
-        )
+        named = None if dtype is None else str(dtype).removeprefix("torch.")
+        if named not in (None, *DTYPES):
+            raise UserError(f"dtype is {named!r}; it must be one of {', '.join(DTYPES)}")
+        asked = config.llm_config(root, llm, named, str(device), device_map)
         there = checkpoints.fingerprint(checkpoints.resolve(asked.path, asked.revision, "LLM"))
         require_same({"hash": config.llm["hash"]}, {"hash": there}, f"LLM {asked.path}", _REMEDY.format("llm"))
         encoder = _encoder(config, root, speech_encoder, str(device))

@@ -31,6 +31,7 @@ from sm_train.scoring.decode import TRIMS
 from sm_train.scoring.mappers import Trained
 from sm_train.train import checkpoint
 
+_ADAPTER = "adapter_model.safetensors"
 _MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 _OF_TARGETS = ("tokenizer_hash", "pad_id", "pad_token", "normaliser", "mean_square", "embedding_hash", "width")
 
@@ -135,7 +136,7 @@ def _settings(cfg: ExportConfig, trained: Trained) -> dict[str, Any]:
 
 def _copy_checkpoint(trained: Trained, to: Path) -> None:
     """The checkpoint in its own format, without the moments."""
-    if (trained.folder / "adapter").exists():  # an LLM's adapter belongs into to / "adapter", and into FrozenLlm
+    if (trained.folder / _ADAPTER).exists():  # its files belong beside the mapper's, here as in any checkpoint
         raise UserError(f"{trained.folder} holds an adapter of the LLM, which cannot be exported yet")
     to.mkdir()
     for name in (WEIGHTS, "config.json"):
