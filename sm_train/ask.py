@@ -15,7 +15,7 @@ from sm_train.data.mixing import Sources
 from sm_train.errors import UserError, run_command
 from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.speech import EncoderConfig, SpeechEncoder
-from sm_train.prompts import SPEECH, require_speech
+from sm_train.prompts import with_speech
 from sm_train.scoring import mappers
 from sm_train.scoring.systems import Heard, ask
 from sm_train.train import checkpoint
@@ -29,8 +29,7 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
     Raises:
         UserError: the run has no mapper, or one tuned with another chat template, or the recording cannot be used.
     """
-    message = prompt if SPEECH in prompt else f"{SPEECH}\n{prompt}"
-    require_speech(message, "the prompt")
+    message = with_speech(prompt)
     trained = mappers.read(run, checkpoint.find(run))
     frozen = trained.contract
     settings = config.read_yaml(run / "config.yaml")
@@ -41,12 +40,7 @@ def answer(run: Path, recording: Path, prompt: str, max_new_tokens: int = 150) -
     encoder = SpeechEncoder(
         EncoderConfig(frozen["encoder"], frozen["encoder_revision"], layer=frozen["layer"], pool=frozen["pool"])
     )
-    duration_s = len(samples_S) / audio.SAMPLE_RATE_HZ
-    if len(samples_S) < encoder.shortest_samples:
-        raise UserError(f"recording {recording} is too short: {duration_s:.2f} s")
-    if encoder.longest_samples and len(samples_S) > encoder.longest_samples:
-        longest_s = encoder.longest_samples / audio.SAMPLE_RATE_HZ
-        raise UserError(f"recording {recording} is too long for its encoder: {duration_s:.2f} s; {longest_s:g} s fit")
+    audio.require_length(len(samples_S), encoder.shortest_samples, encoder.longest_samples, f"recording {recording}")
     llm = FrozenLlm(LlmConfig(frozen["llm"], frozen["llm_revision"]))
     trained.require_template(llm, "give the LLM that template again, or tune for this one")
     targets = Sources(settings["shards"], settings["target"]).targets

@@ -76,6 +76,17 @@ def require_speech(message: str, where: str) -> None:
         raise UserError(f"{where}: {message!r} has {message.count(SPEECH)} {SPEECH} placeholders; it needs exactly one")
 
 
+def with_speech(prompt: str) -> str:
+    """A person's prompt as a message: behind the speech, unless it says itself where the speech stands.
+
+    Raises:
+        UserError: it has more than one ``{speech}``.
+    """
+    message = prompt if SPEECH in prompt else f"{SPEECH}\n{prompt}"
+    require_speech(message, "the prompt")
+    return message
+
+
 def fill(message: str, variables: Mapping[str, str]) -> str:
     """A message with every placeholder but ``{speech}`` filled.
 

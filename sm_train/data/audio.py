@@ -125,12 +125,28 @@ def load(path: Path | str, start_s: float = 0.0, duration_s: float = 0.0) -> NDA
     if not np.isfinite(samples).all():
         count = int((~np.isfinite(samples)).sum())
         raise BadAudio("non_finite", f"{path}: {count} samples are NaN or infinite")
-    mono = samples.mean(axis=1)
+    mono_S = resample(samples, rate_hz)
+    if len(mono_S) == 0:
+        raise BadAudio("empty_audio", f"{path}: its {len(samples)} samples at {rate_hz} Hz are none at 16 kHz")
+    return mono_S
+
+
+def resample(samples: NDArray[np.float32], rate_hz: int) -> NDArray[np.float32]:
+    """Samples [S, channels] of any rate as mono at 16 kHz [S]."""
+    mono_S = samples.mean(axis=1)
     if rate_hz != SAMPLE_RATE_HZ:
-        mono = soxr.resample(mono, rate_hz, SAMPLE_RATE_HZ)
-        if len(mono) == 0:
-            raise BadAudio("empty_audio", f"{path}: its {len(samples)} samples at {rate_hz} Hz are none at 16 kHz")
-    return np.ascontiguousarray(mono, dtype=np.float32)
+        mono_S = soxr.resample(mono_S, rate_hz, SAMPLE_RATE_HZ)
+    return np.ascontiguousarray(mono_S, dtype=np.float32)
+
+
+def require_length(num_samples: int, shortest: int, longest: int | None, what: str) -> None:
+    """Raises UserError unless so many samples at 16 kHz lie between an encoder's shortest and longest."""
+    duration_s = num_samples / SAMPLE_RATE_HZ
+    if num_samples < shortest:
+        raise UserError(f"{what} is too short: {duration_s:.2f} s")
+    if longest and num_samples > longest:
+        longest_s = longest / SAMPLE_RATE_HZ
+        raise UserError(f"{what} is too long for its encoder: {duration_s:.2f} s; {longest_s:g} s fit")
 
 
 @functools.lru_cache(maxsize=1)  # the utterances of a long recording follow each other

@@ -139,12 +139,36 @@ class TargetsLlm:
         return settings
 
 
+def greedy(own: Any, chat: Chat) -> Any:
+    """Settings of greedy decoding for an LLM whose own settings are ``own``: of these, only what ends an answer stays.
+
+    Sampling or a repetition penalty would not be greedy decoding.
+    """
+    from transformers import GenerationConfig
+
+    ends = [own.eos_token_id] if isinstance(own.eos_token_id, int) else list(own.eos_token_id or [])
+    end_ids = sorted({*ends, chat.tokenizer.eos_token_id, chat.end_id} - {None})
+    pad_id = chat.tokenizer.pad_token_id
+    return GenerationConfig(
+        do_sample=False, eos_token_id=end_ids, pad_token_id=end_ids[0] if pad_id is None else pad_id
+    )
+
+
+def read_generation(folder: Path) -> Any:
+    """The generation settings that a model loaded from a folder has."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is no such file: they follow from the model's config
+        settings = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        return GenerationConfig.from_model_config(settings)
+
+
 class FrozenLlm:
     """A causal LLM that continues prompts given as input embeddings; it counts the tokens that it reads and writes."""
 
     def __init__(self, cfg: LlmConfig) -> None:
-        from transformers import GenerationConfig
-
         self.path = cfg.path
         folder = checkpoints.resolve(cfg.path, cfg.revision, "LLM")
         self.tokenizer, self.fingerprint = read_tokenizer(folder), checkpoints.fingerprint(folder)
@@ -155,13 +179,8 @@ class FrozenLlm:
         self.adapters = Adapters(self.model)
         self.embeddings = self.model.get_input_embeddings()
         self.device, self.dtype = self.embeddings.weight.device, self.embeddings.weight.dtype
-        ends = self.model.generation_config.eos_token_id
-        ends = [ends] if isinstance(ends, int) else list(ends or [])
-        self.end_ids = sorted({*ends, self.tokenizer.eos_token_id, self.chat.end_id} - {None})
-        pad_id = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.end_ids[0]
-        # Nothing of the checkpoint's own settings stays: sampling or a repetition penalty would not be greedy decoding.
-        settings = {"do_sample": False, "eos_token_id": self.end_ids, "pad_token_id": pad_id}
-        self.model.generation_config = GenerationConfig(**settings)
+        self.model.generation_config = greedy(self.model.generation_config, self.chat)
+        self.end_ids: list[int] = self.model.generation_config.eos_token_id
         self.tokens_read = self.tokens_written = 0
 
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -170,16 +189,20 @@ class FrozenLlm:
             vectors: Tensor = self.embeddings(torch.tensor(list(ids), dtype=torch.long, device=self.device))
         return vectors
 
-    @torch.inference_mode()
-    def answer(self, prompts: Sequence[Tensor], max_new_tokens: int) -> list[str]:
-        """Greedy continuations of prompts, each [N, D], as one left-padded batch."""
-        longest = max(len(prompt) for prompt in prompts)
-        width = prompts[0].shape[1]
+    def pad(self, prompts: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Prompts, each [N, D], as one left-padded batch [B, L, D], and the mask [B, L] of what is real."""
+        longest, width = max(len(prompt) for prompt in prompts), prompts[0].shape[1]
         embeds_BLD = torch.zeros(len(prompts), longest, width, dtype=self.dtype, device=self.device)
         mask_BL = torch.zeros(len(prompts), longest, dtype=torch.long, device=self.device)
         for b, prompt in enumerate(prompts):
             embeds_BLD[b, longest - len(prompt) :] = prompt.to(self.device, self.dtype)
             mask_BL[b, longest - len(prompt) :] = 1
+        return embeds_BLD, mask_BL
+
+    @torch.inference_mode()
+    def answer(self, prompts: Sequence[Tensor], max_new_tokens: int) -> list[str]:
+        """Greedy continuations of prompts, each [N, D], as one left-padded batch."""
+        embeds_BLD, mask_BL = self.pad(prompts)
         ids_BL = self.model.generate(inputs_embeds=embeds_BLD, attention_mask=mask_BL, max_new_tokens=max_new_tokens)
         is_end_BL = torch.isin(ids_BL, torch.tensor(self.end_ids, device=ids_BL.device)).long()
         self.tokens_read += int(mask_BL.sum())

@@ -216,11 +216,10 @@ def _by_utterance(stats: Floats, rows: NDArray[np.intp]) -> Floats:
 def utterance_sums(
     items: Sequence[Hypothesis], metric: str, normaliser: str, languages: Languages | None
 ) -> tuple[list[str], Floats, Callable[[Floats], float]]:
-    """What one metric is made of, for a bootstrap of one's own: ids of utterances, sorted, their statistics [U, K], and
-    the metric of a sum of these [K]."""
-    pairs, ids = [_normal_pair(item, normaliser) for item in items], [item.id for item in items]
-    stats, compute, _ = _metric(metric, items, pairs, normaliser, languages)
-    return sorted(set(ids)), _by_utterance(stats, _utterance_rows(ids)), compute
+    """For a bootstrap of one's own: ids of utterances, sorted, their statistics [U, K], the metric of a sum of these."""
+    pairs, ids = [normal_pair(item, normaliser) for item in items], [item.id for item in items]
+    stats, compute, _ = statistics(metric, items, pairs, normaliser, languages)
+    return sorted(set(ids)), _by_utterance(stats, utterance_rows(ids)), compute
 
 
 def write_results(path: Path, results: Iterable[Result]) -> None:

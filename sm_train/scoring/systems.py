@@ -123,7 +123,11 @@ def ask(
     prompts = []
     for message, vectors_ND in zip(messages, vectors, strict=True):
         assert SPEECH in message
-        prefix, suffix = llm.chat.halves(message)
-        prompts.append(torch.cat([llm.embed(prefix), vectors_ND.to(llm.device, llm.dtype), llm.embed(suffix)]))
+        prompts.append(spoken(llm, *llm.chat.halves(message), vectors_ND))
     with llm.adapters.at_work(adapter):
         return llm.answer(prompts, max_new_tokens)
+
+
+def spoken(llm: FrozenLlm, prefix: Sequence[int], suffix: Sequence[int], vectors_ND: Tensor) -> Tensor:
+    """A prompt as the LLM's input embeddings [L, D]: ids, the vectors in place of the speech, ids."""
+    return torch.cat([llm.embed(prefix), vectors_ND.to(llm.device, llm.dtype), llm.embed(suffix)])

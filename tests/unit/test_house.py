@@ -34,6 +34,7 @@ PLACES = {
     # Beside models/, the switch that partitions weights over the ranks as they are loaded.
     "transformers": [
         "sm_train/models/",
+        "sm_train/exported/",  # what people load is a model, a config and a processor of transformers' own kinds
         "sm_train/train/engines/deepspeed.py",
         "tools/miniature/",
         "tools/bench/padding.py",

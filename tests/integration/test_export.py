@@ -1,0 +1,109 @@
+"""An export says what evaluation and ask say, and needs few packages to say it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sm_train import ask, evaluate
+from sm_train.data.shards import read_table
+from sm_train.exported import SpeechLlm
+from sm_train.exported.writing import ExportConfig, export
+from tests import builders, exporting
+from tests.exporting import MESSAGES, exported, run  # noqa: F401
+
+pytestmark = pytest.mark.slow
+
+LANGUAGE = {"asr": "en", "st": "fr"}
+
+
+def instructions(path: Path, manifest_rows: list[dict[str, object]]) -> Path:
+    """Both tasks about every utterance of the split dev."""
+    tasks = [
+        {"utterance_id": row["id"], "task": task, "target_lang": code, "answer": "a"}
+        for row in manifest_rows
+        if row["split"] == "dev"
+        for task, code in LANGUAGE.items()
+    ]
+    path.write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory, shard_set: Path, manifest: Path) -> list[Path]:
+    """A run of stage 1 and a tuning, both evaluated into the former's hypotheses.jsonl."""
+    folder, rows = tmp_path_factory.mktemp("evaluated"), read_table(shard_set, "utterances.parquet").to_pylist()
+    stage1 = exporting.run_folder(folder / "one", shard_set)
+    tuned = exporting.run_folder(folder / "tuned", shard_set, tuned=True)
+    (folder / "prompts.yaml").write_text(json.dumps({task: {"train": [m]} for task, m in MESSAGES.items()}))
+    values = {
+        "run": str(stage1), "tuned": [str(tuned)], "shards": str(shard_set), "target": "tiny", "splits": ["dev"],
+        "instructions": str(instructions(folder / "tasks.jsonl", rows)),
+        "prompts": str(folder / "prompts.yaml"), "audio_root": str(manifest.parent), "max_new_tokens": 12,
+        "llm": {"path": json.loads((tuned / "checkpoints/step-3/state.json").read_text())["contract"]["llm"]},
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(json.dumps(values))
+    evaluate.main([str(folder / "config.yaml")])
+    return [stage1, tuned]
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["stage 1", "tuned"])
+def test_an_export_says_what_evaluation_said(
+    runs: list[Path], number: int, manifest: Path, tmp_path: Path
+) -> None:  # fmt: skip
+    folder = export(ExportConfig(str(runs[number]), str(tmp_path / "out"), max_new_tokens=12, results=str(runs[0])))
+    model = SpeechLlm.from_pretrained(folder)
+    lines = [json.loads(line) for line in (runs[0] / "hypotheses.jsonl").read_text().splitlines()]
+    asked = [line for line in lines if line["system"] == model.config.system]
+    heard = [line for line in lines if line["system"] == f"{model.config.system}, no LLM"]
+    assert len(asked) == 2 * len(heard) > 8
+    audio = {line["id"]: manifest.parent / "audio" / f"{line['id'].removeprefix('utt-')}.flac" for line in asked}
+    prompts = [line["prompt"].replace("{target_language}", "French") for line in asked]
+    said = model.generate([(audio[line["id"]], prompt) for line, prompt in zip(asked, prompts, strict=True)])
+    assert said == [line["hypothesis"] for line in asked]
+    assert len(set(said)) > len(said) // 2  # they could differ
+    assert [model.transcript(audio[line["id"]]) for line in heard] == [line["hypothesis"] for line in heard]
+    first = audio[asked[0]["id"]]
+    assert ask.answer(runs[number], first, prompts[0], 12) == (model.transcript(first), said[0])
+    card = (folder / "README.md").read_text()
+    assert f"| {model.config.system} | dev, asr | WER |" in card
+    assert "| topline | dev, asr | WER |" in card
+
+
+LIGHT = """
+import importlib.abc, sys
+ALLOWED = set(sys.argv[1].split(","))
+class Refuse(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        top = name.partition(".")[0]
+        if top not in ALLOWED and top not in sys.stdlib_module_names:
+            raise ModuleNotFoundError(f"No module named {top!r}, refused here", name=top)
+sys.meta_path.insert(0, Refuse())
+from sm_train.exported import SpeechLlm
+model = SpeechLlm.from_pretrained(sys.argv[2])
+print(model.generate(sys.argv[3], "What is said?"))
+"""
+OF_TORCH = "torch,numpy,functorch,torchgen,typing_extensions,sympy,mpmath,networkx,jinja2,markupsafe,filelock,fsspec"
+OF_TRANSFORMERS = "transformers,tokenizers,safetensors,huggingface_hub,packaging,regex,yaml,tqdm,hf_xet,httpx2,httpx"
+OURS = "sm_train,omegaconf,pyarrow,soundfile,_soundfile,_soundfile_data,_cffi_backend,soxr,xxhash"
+
+
+def test_answers_need_torch_transformers_and_little_else(exported: Path, manifest: Path) -> None:  # noqa: F811
+    """As in an environment without deepspeed, ray, streaming, tensorboard, jiwer, sacrebleu, matplotlib, accelerate."""
+    recording = exporting.recordings(manifest)[0]
+    allowed = f"{OF_TORCH},{OF_TRANSFORMERS},{OURS}"
+    done = subprocess.run(
+        [sys.executable, "-c", LIGHT, allowed, exported, recording], env=builders.child_env(), cwd=exported,
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == SpeechLlm.from_pretrained(exported).generate(recording, "What is said?")
+    refused = subprocess.run(
+        [sys.executable, "-c", LIGHT, allowed.replace(",xxhash", ""), exported, recording], env=builders.child_env(),
+        cwd=exported, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "No module named 'xxhash', refused here" in refused.stderr  # the refusal is at work
