@@ -80,10 +80,11 @@ def open_folder(folder: str | Path, revision: str | None = None) -> Path:
         raise UserError(
             f"{folder} holds no exported model: its model_type is {found!r}; make one with python -m sm_train.export"
         )
-    wanted = files.read_object(root / MAPPER / STATE).get("files")
-    path = root / MAPPER / WEIGHTS
-    if not path.is_file() or wanted != {WEIGHTS: file_digest(path)}:
-        raise UserError(f"{path} is not what was written; export the run again, or copy the folder again")
+    wanted = files.read_object(root / MAPPER / STATE).get("files", {})
+    for name in {WEIGHTS: None, **wanted}:
+        path = root / MAPPER / name
+        if not path.is_file() or file_digest(path) != wanted.get(name):
+            raise UserError(f"{path} is not what was written; export the run again, or copy the folder again")
     return root
 
 

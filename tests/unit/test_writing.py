@@ -10,14 +10,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sm_train import files
+from sm_train import ask, files
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.exported import SpeechLlm, card
 from sm_train.exported.settings import open_folder
 from sm_train.exported.writing import ExportConfig, export
+from sm_train.models import adapter
+from sm_train.models.llm import load_model
 from sm_train.models.mapper import SpeechMapper
 from tests.exporting import exported, recordings, run, run_folder  # noqa: F401
+from tests.unit.test_adapter import random_adapter
+from tests.unit.test_adapter import save as save_adapter
 
 
 def test_the_folder_holds_what_answers_need(exported: Path, shard_set: Path) -> None:  # noqa: F811
@@ -128,11 +132,25 @@ def test_other_models_than_the_runs_are_refused(
         export(ExportConfig(str(run), str(tmp_path / "out"), llm=str(llm)))
 
 
-def test_an_adapter_is_not_left_behind_in_silence(run: Path, tmp_path: Path) -> None:  # noqa: F811
-    copy = Path(shutil.copytree(run, tmp_path / "copy", symlinks=True))
-    (copy / "checkpoints" / "step-3" / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(UserError, match="holds an adapter"):
-        export(ExportConfig(str(copy), str(tmp_path / "out")))
+def test_an_adapter_goes_along_and_is_at_work(
+    run: Path, llm_folder: Path, tmp_path: Path, manifest: Path  # noqa: F811
+) -> None:  # fmt: skip
+    joint = Path(shutil.copytree(run, tmp_path / "joint", symlinks=True))
+    step = joint / "checkpoints" / "step-3"
+    torch.manual_seed(5)
+    save_adapter(step, random_adapter(load_model(str(llm_folder), None, "float32"), SpeechMapper.from_pretrained(step)))
+    folder = export(ExportConfig(str(joint), str(tmp_path / "out"), max_new_tokens=8))
+    assert {path.name for path in (folder / "mapper").glob("adapter*")} == {adapter.WEIGHTS, adapter.CONFIG}
+    model = SpeechLlm.from_pretrained(folder, device="cpu")
+    alone = SpeechLlm.from_pretrained(export(ExportConfig(str(run), str(tmp_path / "alone"), max_new_tokens=8)))
+    recording = recordings(manifest)[0]
+    said = model.generate(recording, "What is said?")
+    assert said == ask.answer(joint, recording, "What is said?", 8)[1] != alone.generate(recording, "What is said?")
+    data = bytearray((folder / "mapper" / adapter.WEIGHTS).read_bytes())
+    data[-1] ^= 1
+    (folder / "mapper" / adapter.WEIGHTS).write_bytes(data)
+    with pytest.raises(UserError, match="is not what was written"):
+        SpeechLlm.from_pretrained(folder, device="cpu")
 
 
 @pytest.mark.parametrize("name", ["mapper/mapper.safetensors", "targets.safetensors"])
