@@ -3,8 +3,9 @@
     python -m sm_train.evaluate CONFIG.yaml [key=value ...]
     torchrun --nproc-per-node N -m sm_train.evaluate CONFIG.yaml [key=value ...]
 
-Writes hypotheses.jsonl, results.json, report.html, timing.json and evaluation.json into the run folder, or ``out``; any
-number of ranks gives the same hypotheses and results. An evaluation that was interrupted goes on.
+Writes hypotheses.jsonl, results.json, report.html, timing.json and evaluation.json into the run folder, or ``out``, and
+robustness.json where questions were asked in several wordings; any number of ranks gives the same hypotheses and
+results. An evaluation that was interrupted goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.speech import CtcHead
 from sm_train.prompts import LANGUAGES, read_prompts
 from sm_train.runlog import say
-from sm_train.scoring import mappers, scores, showcase
+from sm_train.scoring import mappers, scores, showcase, table
 from sm_train.scoring.answers import Question, Utterances, answer_all, merge, questions_about
 from sm_train.scoring.decode import TRIMS
 from sm_train.scoring.kept import Kept, Work
@@ -37,7 +38,6 @@ from sm_train.scoring.mappers import Trained
 from sm_train.scoring.report import build_report
 from sm_train.scoring.scores import Hypothesis
 from sm_train.scoring.systems import Cascade, Mapped, System, Topline
-from sm_train.scoring.table import table
 from sm_train.train import checkpoint
 from sm_train.train.engines.base import place
 from sm_train.train.engines.share import sharing
@@ -115,7 +115,7 @@ def run(cfg: EvaluateConfig) -> None:
     else:
         _evaluate(cfg, trained, asked)
     if place()[0] == 0:
-        print(table(scores.read_results(folder / "results.json")))
+        table.show(folder)
         print(f"report: {folder / 'report.html'}", flush=True)
 
 
@@ -173,7 +173,7 @@ def _evaluate(cfg: EvaluateConfig, trained: Sequence[Trained], asked: Mapping[st
     if rank == 0:
         hypotheses, work = merge(systems, utterances, questions, size, kept)
         scores.write_hypotheses(cfg.folder / "hypotheses.jsonl", hypotheses)
-        scores.write_results(cfg.folder / "results.json", scores.score(hypotheses, cfg.normaliser, languages))
+        table.write(cfg.folder, hypotheses, cfg.normaliser, languages)
         mapped = next((system for system in systems if isinstance(system, Mapped)), None)
         write_report(cfg, cfg.folder, hypotheses, trained, utterances, mapped)
         _write_work(cfg.folder, asked, work)

@@ -20,7 +20,7 @@ from sm_train.data.text import NORMALISERS
 from sm_train.errors import UserError, printable, run_command
 from sm_train.models.speech import device_here
 from sm_train.prompts import LANGUAGES
-from sm_train.scoring import scores
+from sm_train.scoring import scores, table
 from sm_train.scoring.answers import Utterances
 from sm_train.scoring.language import open_languages
 from sm_train.scoring.mappers import Trained
@@ -28,7 +28,6 @@ from sm_train.scoring.report import build_report
 from sm_train.scoring.scores import Hypothesis
 from sm_train.scoring.showcase import examples, rows_of
 from sm_train.scoring.systems import Mapped
-from sm_train.scoring.table import table
 
 _EXAMPLES = 4
 T = TypeVar("T")
@@ -47,11 +46,10 @@ def main(argv: list[str]) -> None:
     lexicon = asked.lexicon or _lexicon(settings.get("lexicon"), then.get("lexicon"))
     asked_for = {item.target_lang for item in hypotheses if item.task == "st"}
     languages = open_languages(lexicon, asked_for, LANGUAGES)
-    results = scores.score(hypotheses, asked.normaliser or settings.get("normaliser", "mms"), languages)
     if not (folder / "hypotheses.jsonl").exists() or not source.samefile(folder / "hypotheses.jsonl"):
         scores.write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
-    scores.write_results(folder / "results.json", results)
-    print(table(results))
+    table.write(folder, hypotheses, asked.normaliser or settings.get("normaliser", "mms"), languages)
+    table.show(folder)
     _write_report(folder, hypotheses, settings)
     print(f"report: {folder / 'report.html'}")
 

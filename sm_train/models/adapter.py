@@ -66,10 +66,12 @@ def add(llm: Any, description: Mapping[str, Any], name: str = _NAME) -> None:
     """Put an adapter beside the LLM's layers, in place; its own weights alone ask for gradients.
 
     Raises:
-        UserError: the LLM has none of the layers.
+        UserError: the LLM has none of the layers, or peft is not installed.
     """
-    from peft import LoraConfig, inject_adapter_in_model
-
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ModuleNotFoundError as error:
+        raise UserError(f"an adapter of the LLM needs peft ({error}): pip install peft") from None
     fields = {key: description[key] for key in ("r", "lora_alpha", "lora_dropout", "target_modules")}
     try:
         with warnings.catch_warnings():

@@ -28,6 +28,7 @@ from sm_train.errors import UserError
 from sm_train.scoring import scores
 from sm_train.scoring.scores import Floats, Hypothesis
 
+FILE = "robustness.json"
 NEAR = 0.5
 """Unrelated sentences of the miniature are this near one another in less than 1 of 100 pairs, in any language."""
 MARGIN = 0.1
@@ -204,6 +205,27 @@ def confusion(entries: Iterable[Robustness]) -> str:
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def is_told(hypotheses: Iterable[Hypothesis]) -> bool:
+    """Whether any question was asked in several wordings of one group."""
+    wordings: dict[tuple[str, str, str, str, str, str], set[str]] = defaultdict(set)
+    for item in hypotheses:
+        key = (item.system, label(item), item.split, item.group, item.id, item.reference)
+        wordings[key].add(item.prompt)
+    return any(len(prompts) > 1 for prompts in wordings.values())
+
+
 def write(path: Path, entries: Iterable[Robustness]) -> None:
     """robustness.json at ``path``, whole or not at all."""
     files.write_text(path, json.dumps([asdict(entry) for entry in entries], ensure_ascii=False, indent=1) + "\n")
+
+
+def read(path: Path) -> list[Robustness]:
+    """What :func:`write` wrote; nothing where there is no file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        return [Robustness(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))] if path.is_file() else []
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: no readable figures ({error}); run the evaluation again") from None

@@ -216,7 +216,7 @@ def _by_utterance(stats: Floats, rows: NDArray[np.intp]) -> Floats:
 def utterance_sums(
     items: Sequence[Hypothesis], metric: str, normaliser: str, languages: Languages | None
 ) -> tuple[list[str], Floats, Callable[[Floats], float]]:
-    """For a bootstrap of one's own: ids of utterances, sorted, their statistics [U, K], the metric of a sum of these."""
+    """For a bootstrap of one's own: sorted ids of utterances, their statistics [U, K], the metric of a sum of these."""
     pairs, ids = [normal_pair(item, normaliser) for item in items], [item.id for item in items]
     stats, compute, _ = statistics(metric, items, pairs, normaliser, languages)
     return sorted(set(ids)), _by_utterance(stats, utterance_rows(ids)), compute

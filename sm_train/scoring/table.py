@@ -1,10 +1,13 @@
-"""The scores as a plain table for the terminal."""
+"""The scores of an evaluation, as files and as plain tables for the terminal."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from sm_train.scoring.scores import IN_LANGUAGE, Result
+from sm_train.scoring import robustness, scores
+from sm_train.scoring.language import Languages
+from sm_train.scoring.scores import IN_LANGUAGE, Hypothesis, Result
 
 
 def table(results: Sequence[Result]) -> str:
@@ -33,3 +36,18 @@ def table(results: Sequence[Result]) -> str:
             "  ".join(names + [cell.rjust(width) for cell, width in zip(line[named:], widths[named:], strict=True)])
         )
     return "\n".join(row.rstrip() for row in rows)
+
+
+def write(folder: Path, hypotheses: Sequence[Hypothesis], normaliser: str, languages: Languages | None) -> None:
+    """results.json, and robustness.json where it says something."""
+    scores.write_results(folder / "results.json", scores.score(hypotheses, normaliser, languages))
+    (folder / robustness.FILE).unlink(missing_ok=True)
+    if robustness.is_told(hypotheses):
+        robustness.write(folder / robustness.FILE, robustness.robustness(hypotheses, normaliser))
+
+
+def show(folder: Path) -> None:
+    """Print what :func:`write` wrote."""
+    print(table(scores.read_results(folder / "results.json")))
+    if wordings := robustness.read(folder / robustness.FILE):
+        print(f"\nby wording of the prompt:\n{robustness.table(wordings)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from sm_train.errors import UserError
 from tests.builders import ROOT
 from tools.reproduce import world
 from tools.reproduce.graph import Item, hashes, items_of
-from tools.reproduce.world import WorldConfig
+from tools.reproduce.world import WordingsConfig, WorldConfig
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,18 @@ def test_one_seed_of_the_main_rows_is_whole_before_the_next_and_ablations_come_l
     assert order.index("joint-lora-0-evaluate") < order.index("stage1-1")
     assert of_seed[-1] < order.index("alpha1-0")
     assert "alpha1-1" not in order
+
+
+def test_all_wordings_are_asked_of_the_seeds_named_once_the_main_rows_are_there(hard: WorldConfig) -> None:
+    order = list(items(replace(hard, wordings=WordingsConfig([1]))))
+    assert order.index("joint-lora-2-evaluate") < order.index("references-wordings") < order.index("alpha1-0")
+    assert {name for name in order if name.endswith("-wordings")} == {
+        "references-wordings",
+        *(f"{key}-1-wordings" for key, row in hard.rows.items() if row.group == "main" and row.kind != "reference"),
+    }
+    words = items(replace(hard, wordings=WordingsConfig([1])))["stage1-1-wordings"].command
+    assert {"paraphrases=all", "prompt_group=held_out", "splits=[test]", "out=out/wordings/stage1/1"} <= set(words)
+    assert not [name for name in items(replace(hard, wordings=WordingsConfig())) if name.endswith("-wordings")]
 
 
 def test_a_row_brings_along_what_it_builds_on_and_no_more(hard: WorldConfig) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from sm_train import config
 from sm_train.errors import UserError
+from sm_train.scoring import robustness
 from sm_train.scoring.scores import Hypothesis, score, write_hypotheses
 from tools.reproduce import claims, pictures, table, tallies
 from tools.reproduce.compute import Compute
@@ -128,7 +129,11 @@ def found() -> Results:
     scores = {"topline": {ACCURACY: {NO_SEED: tally(*[True] * 20)}},
               "one": {ACCURACY: {0: low, 1: low, 2: low}}, "two": {ACCURACY: {0: high, 1: high}}}  # fmt: skip
     own = {"one": Compute(0, 2e12, 10.0), "two": Compute(1.5e6, 1e12, 2.0)}
-    return Results(world, scores, own, {**own, "two": own["one"] + own["two"]}, {"two": Compute(3000, 0, 0.5)})
+    asked = [Hypothesis("stage 2", "asr", "en", "test", 0, "u", prompt, "a b", said, "held_out")
+             for prompt, said in (("p", "a b"), ("q", "a c"))]  # fmt: skip
+    whole = {**own, "two": own["one"] + own["two"]}
+    wordings = {"two": robustness.robustness(asked, "mms")}
+    return Results(world, scores, own, whole, {"two": Compute(3000, 0, 0.5)}, wordings)
 
 
 def test_the_table_has_figures_seeds_and_costs_with_what_a_row_builds_on(found: Results) -> None:
@@ -140,6 +145,8 @@ def test_the_table_has_figures_seeds_and_costs_with_what_a_row_builds_on(found: 
     assert stage_2.startswith("| stage 2 | 2 | 0.800 (0.")
     assert stage_2.endswith("| 1.5M | 1.0 (3.0) | 2.0 (12.0) |")
     assert "| stage 2 | 1.5M | 1.0 (3.0) | 2.0 (12.0) | 3k | 0.5 |" in page
+    assert "| stage 2 | asr WER | 25.0 (25.0 to 25.0) | 35.4 | 50.0 |  |" in page
+    assert "Every question in 2 held-out wordings (known voices, one seed)" in page
     assert "python -m it" in page
 
 

@@ -1,6 +1,7 @@
 """The work of a world as a small graph: corpus -> precompute -> tasks -> train (row, seed) -> evaluate (row, seed).
 
-ROOT/corpus  ROOT/shards/ENCODER  ROOT/rows/ROW/SEED  ROOT/evaluations/ROW/SEED  ROOT/logs  ROOT/done
+ROOT/corpus  ROOT/shards/ENCODER  ROOT/rows/ROW/SEED  ROOT/evaluations/ROW/SEED  ROOT/wordings/ROW/SEED  ROOT/logs
+ROOT/done
 """
 
 from __future__ import annotations
@@ -59,12 +60,16 @@ class Places:
         """A row's hypotheses and scores."""
         return self.root / "evaluations" / row / str(seed)
 
+    def wordings(self, row: str, seed: int) -> Path:
+        """The same on every held-out wording of each question."""
+        return self.root / "wordings" / row / str(seed)
+
 
 def items_of(world: WorldConfig, root: Path, rows: Collection[str], seeds: Collection[int]) -> list[Item]:
     """Everything to be done for some rows and seeds, in the order it is wanted in; what is needed stands before.
 
-    One seed of every main row comes first, then the other seeds, then the ablations: a run that is cut off has a whole
-    table for fewer seeds.
+    One seed of every main row comes first, then the other seeds, then all wordings, then the ablations: a run that is
+    cut off has a whole table for fewer seeds.
     """
     made = _Maker(world, Places(root))
     main = [row for row in rows if world.rows[row].group == MAIN]
@@ -75,6 +80,12 @@ def items_of(world: WorldConfig, root: Path, rows: Collection[str], seeds: Colle
                     made.references()
                 elif seed in world.seeds_of(row):
                     made.evaluate(row, seed)
+        for seed in [seed for seed in seeds if seed in world.wordings.seeds and group is main]:
+            for row in group:
+                if world.rows[row].kind == "reference":
+                    made.references(wordings=True)
+                elif seed in world.seeds_of(row):
+                    made.evaluate(row, seed, wordings=True)
     return list(made.items.values())
 
 
@@ -134,24 +145,28 @@ class _Maker:
             Item(f"{row}-{seed}", asked.kind, command, tuple(needs), run / "checkpoints" / "latest", inputs, keeps=run)
         )
 
-    def evaluate(self, row: str, seed: int) -> str:
+    def evaluate(self, row: str, seed: int, *, wordings: bool = False) -> str:
         trained = self.world.trained(row)
         asked = [*self.world.rows[row].evaluate, f"run={self.places.run(trained, seed)}", "references=false"]
-        return self._evaluate(row, seed, asked, self.train(trained, seed))
+        return self._evaluate(row, seed, asked, self.train(trained, seed), wordings)
 
-    def references(self) -> str:
-        return self._evaluate(
-            REFERENCES, 0, ["run=null", "references=true"], self.tasks(next(iter(self.world.encoders)))
-        )
+    def references(self, *, wordings: bool = False) -> str:
+        encoder = next(iter(self.world.encoders))
+        return self._evaluate(REFERENCES, 0, ["run=null", "references=true"], self.tasks(encoder), wordings)
 
-    def _evaluate(self, row: str, seed: int, asked: Sequence[str], needed: str) -> str:
-        stage, out, corpus = self.world.evaluate, self.places.evaluation(row, seed), self.places.corpus
-        own = [f"out={out}", "tuned=[]", "prompt_group=both", f"splits=[{','.join(self.world.voices.values())}]"]
+    def _evaluate(self, row: str, seed: int, asked: Sequence[str], needed: str, wordings: bool) -> str:
+        stage, corpus, splits = self.world.evaluate, self.places.corpus, list(self.world.voices.values())
+        out, group = self.places.evaluation(row, seed), ["prompt_group=both"]
+        if wordings:
+            splits = [self.world.voices[self.world.wordings.voices]]
+            out, group = self.places.wordings(row, seed), ["prompt_group=held_out", "paraphrases=all"]
+        own = [f"out={out}", "tuned=[]", *group, f"splits=[{','.join(splits)}]"]
         own += [f"instructions={corpus / 'instructions.parquet'}", f"audio_root={corpus}", "threads=1"]
         lexicon = [f"lexicon={corpus / 'lexicon.json'}"]
         words = [*stage.words, *lexicon, *asked, *own, *self._data(row)]
         command = ("sm_train.evaluate", stage.file, *words)
         name = f"{row}-{seed}-evaluate" if row != REFERENCES else REFERENCES
+        name = f"{name.removesuffix('-evaluate')}-wordings" if wordings else name
         return self._add(Item(name, "evaluate", command, (needed,), out / "evaluation.json", _with_prompts(stage)))
 
     def _data(self, row: str) -> Iterator[str]:

@@ -9,7 +9,9 @@ from typing import Any
 from sm_train import config
 from sm_train.evaluate import EvaluateConfig
 from sm_train.prompts import LANGUAGES
+from sm_train.scoring import robustness
 from sm_train.scoring.language import Languages, open_languages
+from sm_train.scoring.robustness import Robustness
 from tools.reproduce import compute, tallies
 from tools.reproduce.compute import Compute
 from tools.reproduce.graph import REFERENCES, Places
@@ -32,6 +34,8 @@ class Results:
     """The same, with the training of the rows it builds on."""
     heard: dict[str, Compute]
     """What an evaluation took, the first seed's, where it was counted; without FLOPs."""
+    wordings: dict[str, list[Robustness]]
+    """By task, of the first seed that was asked in every held-out wording."""
 
     def places(self, prompts: str, voices: str) -> list[Place]:
         """The columns of one group of prompts and voices that any row has a figure for."""
@@ -69,10 +73,15 @@ def read(world: WorldConfig, root: Path) -> Results:
     places = Places(root)
     cfg = config.load(EvaluateConfig, [world.evaluate.file, *world.evaluate.words, "run=unknown"], "tools.reproduce")
     languages = _languages(places.corpus / "lexicon.json")
-    found = Results(world, {}, {}, {}, {})
+    found = Results(world, {}, {}, {}, {}, {})
     references = _tallies(places.evaluation(REFERENCES, 0), cfg.normaliser, languages)
     of_references = compute.of_evaluation(places.evaluation(REFERENCES, 0))
     for row, asked in world.rows.items():
+        seeds = [0] if asked.kind == "reference" else world.wordings.seeds
+        folders = (places.wordings(REFERENCES if asked.kind == "reference" else row, seed) for seed in seeds)
+        if entries := next(filter(None, (robustness.read(folder / robustness.FILE) for folder in folders)), []):
+            mine = [e for e in entries if not e.system.endswith(tallies.NO_LLM)]
+            found.wordings[row] = [e for e in mine if asked.kind != "reference" or e.system == row]
         if asked.kind == "reference":
             if row in references:
                 found.scores[row] = {place: {NO_SEED: tally} for place, tally in references[row].items()}

@@ -20,6 +20,8 @@ def page(found: Results, name: str, command: str) -> str:
     for voices in found.world.voices:
         if found.places("held_out", voices):
             parts.append(f"## {voices.capitalize()}, {PROMPTS_SAID['held_out']}\n\n{_first(found, voices)}")
+    if found.wordings:
+        parts.append(f"## Wording of the prompt\n\n{_wordings(found)}")
     parts.append(f"## Everything\n\n{_all(found)}")
     parts.append(f"## Compute\n\n{_compute(found)}")
     return "\n\n".join(parts) + "\n"
@@ -46,6 +48,26 @@ def _first(found: Results, voices: str) -> str:
         cells += [cell(found.interval(row, place), place) for place in places]
         rows.append([*cells, *spent(found.own.get(row), found.whole.get(row))])
     return markdown(heads, rows)
+
+
+def _wordings(found: Results) -> str:
+    of = next(iter(found.wordings.values()))[0]
+    how = (
+        f"Every question in {len(of.by_prompt)} held-out wordings ({found.world.wordings.voices}, one seed): "
+        "mean over wordings with its 95% bootstrap interval over utterances, standard deviation over wordings, the "
+        "worst wording; *other task* is the share of answers nearer to another task's reference than to that of the "
+        "task asked for (`sm_train/scoring/robustness.py`)."
+    )
+    heads = ["system", "task", "mean", "spread", "worst", "other task"]
+    rows = []
+    for row, entries in found.wordings.items():
+        for number, e in enumerate(entries):
+            digits = 3 if e.metric == "accuracy" else 1
+            title = found.world.rows[row].title if number == 0 else ""
+            mean = f"{e.mean:.{digits}f} ({e.mean_low:.{digits}f} to {e.mean_high:.{digits}f})"
+            other = "" if e.other_task is None else f"{100 * e.other_task:.1f}%"
+            rows.append([title, f"{e.task} {e.metric}", mean, f"{e.spread:.{digits}f}", f"{e.worst:.{digits}f}", other])
+    return f"{how}\n\n{markdown(heads, rows)}"
 
 
 def _all(found: Results) -> str:

@@ -67,6 +67,14 @@ class ClaimConfig:
 
 
 @dataclass(frozen=True)
+class WordingsConfig:
+    """Main rows that are asked every question in every held-out wording: how much the wording matters."""
+
+    seeds: list[int] = config.key([], "of these seeds; [] asks none")
+    voices: str = config.key("known voices", "one name of voices")
+
+
+@dataclass(frozen=True)
 class WorldConfig:
     """A table: data, stages, rows, claims."""
 
@@ -79,12 +87,15 @@ class WorldConfig:
     encoders: dict[str, list[str]] = config.key({"ctc": []}, "name: overrides of precompute")
     voices: dict[str, str] = config.key({"known voices": "test", "held-out voices": "test_voices"}, "name: split")
     rows: dict[str, RowConfig] = config.key(config.REQUIRED, "key: row, in the order of the table; see RowConfig")
+    wordings: WordingsConfig = config.key(WordingsConfig(), "see WordingsConfig")
     claims: list[ClaimConfig] = config.key([], "see ClaimConfig")
     out: str = config.key("", "folder of everything that is made; empty: runs/reproduce/WORLD")
 
     def __post_init__(self) -> None:
         if not self.seeds or not self.encoders or not self.voices:
             raise ValueError("seeds, encoders and voices each need one entry or more")
+        if self.wordings.seeds and self.wordings.voices not in self.voices:
+            raise ValueError(f"wordings.voices is {self.wordings.voices!r}; voices has {', '.join(self.voices)}")
         for key, row in self.rows.items():
             _check_row(key, row, list(self.rows), self)
         for claim in self.claims:
