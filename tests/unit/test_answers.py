@@ -26,7 +26,7 @@ PROMPTS = PromptSet(
 class Parrot:
     """A system that puts three vectors in the speech's place and has a transcript of its own."""
 
-    name = "parrot"
+    name, adapter = "parrot", None
 
     def __init__(self, llm: FrozenLlm) -> None:
         self.llm = llm
