@@ -18,7 +18,7 @@ from sm_train.chat import Chat
 from sm_train.data.target_set import TargetSet
 from sm_train.errors import LOST, UserError
 from sm_train.models.mapper import MapperConfig, SpeechMapper
-from sm_train.scoring import answers, mappers
+from sm_train.scoring import answers, mappers, robustness
 from sm_train.scoring.kept import Kept
 from sm_train.train import checkpoint
 from tests import builders, training
@@ -355,3 +355,23 @@ def test_results_and_report_again_from_hypotheses(
     pages = [(folder / "report.html").read_text() for folder in (alone, tmp_path / "moved")]
     assert ["data:audio/" in page for page in pages] == [True, False]
     assert all("held-out prompts" in page for page in pages)
+
+
+def test_every_wording_is_asked_and_told_apart(
+    job: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prompts = config.read_yaml(job / "prompts.yaml")
+    for groups in prompts.values():
+        groups["held_out"] = [f"{word} {message}" for word in ("Please.", "Now.") for message in groups["train"]]
+    (tmp_path / "prompts.yaml").write_text(json.dumps(prompts))
+    out, asked = tmp_path / "out", ["prompt_group=held_out", "paraphrases=all", "references=false"]
+    evaluate.main([*words(job, out), *asked, f"prompts={tmp_path / 'prompts.yaml'}"])
+    assert "by wording of the prompt:" in capsys.readouterr().out
+    entries = robustness.read(out / robustness.FILE)
+    assert {entry.task for entry in entries if entry.system == "stage 1"} == {"asr", "st-fr"}
+    for entry in entries:
+        assert list(entry.by_prompt) == prompts[entry.task.partition("-")[0]]["held_out"]
+        assert entry.paired
+    report.main(["--from-hyps", str(out / "hypotheses.jsonl"), "--to", str(tmp_path / "again")])
+    assert (tmp_path / "again" / robustness.FILE).read_bytes() == (out / robustness.FILE).read_bytes()
+    assert not (alone / robustness.FILE).exists()

@@ -5,8 +5,12 @@ Every draw comes from one ``numpy.random.Generator``; the lexicon says which nou
 
 from __future__ import annotations
 
+import hashlib
+from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
+from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
@@ -15,6 +19,7 @@ from tools.miniature.grammar import Clause, NounPhrase
 from tools.miniature.lexicon import Adjective, Lexicon, Noun, Preposition, Time, Verb
 
 Item = TypeVar("Item")
+Word = TypeVar("Word", Noun, Adjective, Verb, Time)
 LIVING = ("person", "animal")
 OBJECTS = (*LIVING, "tool", "glass", "clothes", "vehicle", "furniture", "opening", "fruit", "place")
 SINGULAR = ("the", "the", "the", "a", "a", "my", "our", "this")
@@ -22,13 +27,26 @@ DEFINITE = ("the", "the", "my", "our", "this")
 PLURAL = ("the", "these", "my", "our", *("two", "three", "four", "five", "six", "seven", "nine", "ten"))
 
 
-class Drawer:
-    """Draws words that fit together, no noun twice. ``detail`` scales how often an optional word is there."""
+@cache
+def frequency(word: str, skew: float) -> float:
+    """1 / (1 + skew u), with u from the word's hash, uniform in [0, 1).
 
-    def __init__(self, lexicon: Lexicon, rng: np.random.Generator, detail: float) -> None:
+    Of N words the frequencies follow Zipf and Mandelbrot's law, 1 / (N / skew + rank).
+    """
+    u = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") / 2**64
+    return 1 / (1 + skew * u)
+
+
+class Drawer:
+    """Draws words that fit together, no noun twice.
+
+    ``detail`` scales how often an optional word is there; ``skew`` is that of :func:`frequency`.
+    """
+
+    def __init__(self, lexicon: Lexicon, rng: np.random.Generator, detail: float, skew: float = 0.0) -> None:
         self.lexicon = lexicon
         self._rng = rng
-        self._detail = detail
+        self._detail, self._skew = detail, skew
         self._used: set[str] = set()
 
     def chance(self, share: float) -> bool:
@@ -43,13 +61,20 @@ class Drawer:
         """One of the items, all equally likely."""
         return items[int(self._rng.integers(len(items)))]
 
+    def word(self, items: Sequence[Word]) -> Word:
+        """One of the items, each as likely as its frequency says."""
+        if not self._skew:
+            return self.one(items)
+        bounds = list(accumulate(frequency(item.en, self._skew) for item in items))
+        return items[bisect(bounds, self._rng.random() * bounds[-1])]
+
     def verb(self, frame: str, subject: str = "") -> Verb:
         """A verb of a frame that a noun of kind ``subject`` can be the subject of."""
-        return self.one([v for v in self.lexicon.verbs if v.frame == frame and (not subject or subject in v.subjects)])
+        return self.word([v for v in self.lexicon.verbs if v.frame == frame and (not subject or subject in v.subjects)])
 
     def noun(self, kinds: Sequence[str]) -> Noun:
         """A noun of one of the kinds, not used yet in this sentence."""
-        noun = self.one([noun for noun in self.lexicon.nouns if noun.kind in kinds and noun.en not in self._used])
+        noun = self.word([noun for noun in self.lexicon.nouns if noun.kind in kinds and noun.en not in self._used])
         self._used.add(noun.en)
         return noun
 
@@ -73,21 +98,21 @@ class Drawer:
         fitting = [adjective for adjective in self.lexicon.adjectives if noun.kind in adjective.kinds]
         colours = [adjective for adjective in fitting if adjective.group == "colour"]
         qualities = [adjective for adjective in fitting if adjective.group == "quality"]
-        colour = [self.one(colours)] if colours and self.optional(0.35) else []
+        colour = [self.word(colours)] if colours and self.optional(0.35) else []
         if not qualities or not self.optional(0.4) or (colour and at_most == 1):
             return tuple(colour)
         if colour:
             qualities = [adjective for adjective in qualities if adjective.before == "yes"]
-        return (*([self.one(qualities)] if qualities else []), *colour)
+        return (*([self.word(qualities)] if qualities else []), *colour)
 
     def place(self) -> tuple[Preposition, NounPhrase]:
         """Where something is: "behind our house"."""
-        noun = self.one([noun for noun in self.lexicon.nouns if noun.places and noun.en not in self._used])
+        noun = self.word([noun for noun in self.lexicon.nouns if noun.places and noun.en not in self._used])
         return self._at(noun, self.one([name for name in noun.places if name != "to"]))
 
     def destination(self) -> tuple[Preposition, NounPhrase]:
         """Where somebody goes: "to the park"."""
-        return self._at(self.one([noun for noun in self.lexicon.nouns if "to" in noun.places]), "to")
+        return self._at(self.word([noun for noun in self.lexicon.nouns if "to" in noun.places]), "to")
 
     def company(self, kinds: Sequence[str] = LIVING) -> tuple[Preposition, NounPhrase]:
         """With or without whom."""
@@ -97,7 +122,7 @@ class Drawer:
 
     def time(self, tense: str) -> Time:
         """When, in this tense."""
-        return self.one([time for time in self.lexicon.times if tense in time.tenses])
+        return self.word([time for time in self.lexicon.times if tense in time.tenses])
 
     def modal(self) -> Verb:
         return self.verb("modal")

@@ -32,6 +32,9 @@ class WorldConfig:
     level: str = key("easy", "lexicon: easy, or hard (adds the words of lexicon/*_more.tsv)")
     patterns: list[str] = key(list(PATTERNS), "sentence patterns to draw from, all equally likely")
     detail: float = key(1.0, "scales the chance of optional adjectives, times and places; above 1 for longer sentences")
+    skew: float = key(
+        0.0, "how uneven the words' frequencies are, the commonest at most 1 + skew times the rarest's; 0: even"
+    )
     min_words: int = key(4, "fewest words of a sentence")
     max_words: int = key(13, "most words of a sentence")
 
@@ -41,8 +44,9 @@ class WorldConfig:
         unknown = sorted(set(self.patterns) - set(PATTERNS))
         if unknown or not self.patterns:
             raise ValueError(f"key 'patterns' is {self.patterns}; choose some of {', '.join(PATTERNS)}")
-        if self.detail < 0:
-            raise ValueError(f"key 'detail' is {self.detail}; give 0 or more")
+        for name in ("detail", "skew"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"key {name!r} is {getattr(self, name)}; give 0 or more")
         if not 4 <= self.min_words <= 6 or self.max_words < 8:
             raise ValueError(
                 f"keys 'min_words' and 'max_words' are {self.min_words} and {self.max_words}; "
@@ -83,7 +87,7 @@ class World:
             raise ValueError(f"split {split!r} is unknown; choose one of {', '.join(SPLITS)}")
         for _ in range(MAX_DRAWS):
             pattern = self.config.patterns[int(rng.integers(len(self.config.patterns)))]
-            clause = PATTERNS[pattern](Drawer(self._lexicon, rng, self.config.detail))
+            clause = PATTERNS[pattern](Drawer(self._lexicon, rng, self.config.detail, self.config.skew))
             text = english(clause)
             length = text.count(" ") + 1
             if self.config.min_words <= length <= self.config.max_words and split_of(text) == split:
