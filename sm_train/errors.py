@@ -14,6 +14,7 @@ from typing import NoReturn
 
 OF_THE_DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.ESTALE, errno.ENOTDIR,
+    errno.EEXIST, errno.EISDIR,
 )  # fmt: skip
 
 MISTAKEN = 2

@@ -29,7 +29,7 @@ from sm_train.models.llm import FrozenLlm, LlmConfig
 from sm_train.models.speech import CtcHead
 from sm_train.prompts import LANGUAGES, read_prompts
 from sm_train.runlog import say
-from sm_train.scoring import mappers, scores, showcase, table
+from sm_train.scoring import mappers, showcase, table
 from sm_train.scoring.answers import Question, Utterances, answer_all, merge, questions_about
 from sm_train.scoring.decode import TRIMS
 from sm_train.scoring.kept import Kept, Work
@@ -44,6 +44,8 @@ from sm_train.train.engines.share import sharing
 
 DONE, TIMING = "evaluation.json", "timing.json"
 _GROUPS = ("train", "held_out")
+_NOT_ANSWERS = ("out", "normaliser", "threads", "examples", "audio_root")
+"""Keys that no answer follows from."""
 
 
 @dataclass(frozen=True)
@@ -130,8 +132,8 @@ def read_trained(cfg: EvaluateConfig) -> list[Trained]:
 
 
 def _described(cfg: EvaluateConfig, trained: Sequence[Trained]) -> dict[str, Any]:
-    """What an evaluation's results follow from: config, mappers, shards, targets, tasks, prompts, words."""
-    target = Path(cfg.shards) / "targets" / cfg.target
+    """What results and report follow from: config, LLM, mappers, shards, targets, tasks, prompts, words."""
+    target, llm = Path(cfg.shards) / "targets" / cfg.target, checkpoints.resolve(cfg.llm.path, cfg.llm.revision, "LLM")
     paths = {
         "shards": Path(cfg.shards) / DATASET,
         "targets": target / DATASET,
@@ -139,16 +141,19 @@ def _described(cfg: EvaluateConfig, trained: Sequence[Trained]) -> dict[str, Any
         "prompts": Path(cfg.prompts),
         "lexicon": Path(cfg.lexicon or ""),
         "cascade": Path(cfg.cascade or "") / "ctc_head.safetensors",
+        "cascade_vocabulary": Path(cfg.cascade or "") / "ctc_vocabulary.json",
+        "tokenizer": llm / "tokenizer.json",
     }
     digests = {name: file_digest(path) if path.is_file() else "" for name, path in paths.items()}
-    weights = {one.name: [file_digest(path) for path in _weights(one)] for one in trained}
     settings = config.to_mapping(replace(cfg, llm=replace(cfg.llm, stage_to=None)))
-    return {"settings": settings, "mappers": weights, **digests}
+    mappers_here = {one.name: one.digests() for one in trained}
+    return {"settings": settings, "mappers": mappers_here, "llm": checkpoints.fingerprint(llm), **digests}
 
 
-def _weights(one: Trained) -> list[Path]:
-    """The files of a checkpoint that answers follow from."""
-    return sorted(path for path in one.folder.glob("*.safetensors") if path.stem != "moments")
+def _kept(cfg: EvaluateConfig, asked: Mapping[str, Any], rank: int) -> Kept:
+    """The answers so far, whatever the report shows and however many threads there are."""
+    settings = {name: value for name, value in asked["settings"].items() if name not in _NOT_ANSWERS}
+    return Kept(cfg.folder, {**asked, "settings": settings}, rank)
 
 
 def _evaluate(cfg: EvaluateConfig, trained: Sequence[Trained], asked: Mapping[str, Any]) -> None:
@@ -156,15 +161,13 @@ def _evaluate(cfg: EvaluateConfig, trained: Sequence[Trained], asked: Mapping[st
     if place()[0] == 0:
         what = f"evaluating {len(trained)} mapper(s) on {', '.join(cfg.splits)}, loading models"
         print(f"{cfg.folder}: {what}", file=sys.stderr, flush=True)
-        (cfg.folder / DONE).unlink(missing_ok=True)
-        Kept(cfg.folder).begin(asked)
     with sharing(cfg.llm.device, cfg.threads, asked) as (rank, world_size):
         utterances = Utterances(Path(cfg.shards), cfg.splits)
         questions = _questions(cfg, utterances)
         asked_for = {question.task.target_lang for question in questions if question.task.task == "st"}
         languages = open_languages(cfg.lexicon, asked_for, LANGUAGES)
         llm, systems = _systems(cfg, trained)
-        kept, size = Kept(cfg.folder, rank), cfg.batch_size
+        kept, size = _kept(cfg, asked, rank), cfg.batch_size
         if rank == 0:
             about = f"{len(utterances.rows)} utterances, {len(questions)} questions, {len(systems)} system(s)"
             share = f", shared by {world_size} ranks" if world_size > 1 else ""
@@ -172,7 +175,7 @@ def _evaluate(cfg: EvaluateConfig, trained: Sequence[Trained], asked: Mapping[st
         answer_all(systems, llm, utterances, questions, cfg.max_new_tokens, size, kept, (rank, world_size))
     if rank == 0:
         hypotheses, work = merge(systems, utterances, questions, size, kept)
-        scores.write_hypotheses(cfg.folder / "hypotheses.jsonl", hypotheses)
+        (cfg.folder / DONE).unlink(missing_ok=True)
         table.write(cfg.folder, hypotheses, cfg.normaliser, languages)
         mapped = next((system for system in systems if isinstance(system, Mapped)), None)
         write_report(cfg, cfg.folder, hypotheses, trained, utterances, mapped)

@@ -10,6 +10,7 @@ input embeddings [L, D], as vLLM takes them: tensor "prompt_embeds" of a .safete
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
 
@@ -46,6 +47,8 @@ def write_prompt_embeds(path: Path, recording: str, prompt: str, to: Path, words
         else:
             model = SpeechLlm.from_pretrained(export(_read([str(path), f"to={folder}/export", *words])))
         prompt_LD = model.prompt_embeds(recording, prompt).contiguous()
+        if model.has_adapter:
+            print("warning: this mapper was trained with an adapter of the LLM, which vLLM needs too", file=sys.stderr)
     if to.suffix == ".pt":
         files.write_whole(to, lambda aside: torch.save(prompt_LD, aside))
     else:

@@ -23,7 +23,7 @@ from sm_train.models.llm import LlmConfig
 from sm_train.runlog import clock, say
 from sm_train.scoring import judge as judging
 from sm_train.scoring import scores
-from sm_train.scoring.judge import Judge, Verdict, Verdicts
+from sm_train.scoring.judge import UNASKED, Judge, Verdicts
 from sm_train.scoring.judged import claims_of, judged
 from sm_train.scoring.scores import Result
 
@@ -83,10 +83,11 @@ def run(path: Path, cfg: JudgeConfig) -> list[Result]:
         print(f"judge: {done} of {total} questions, ETA {clock(eta_s)}", file=sys.stderr, flush=True)
 
     told = iter(judging.judge_all(judge, asked, kept, cfg.batch_size, show))
-    verdicts = [Verdict(1.0, 1.0) if known else next(told) for known in trusted]
+    verdicts = [UNASKED if known else next(told) for known in trusted]
     facts = {name: judge.facts[name] for name in ("judge", "revision", "hash", "dtype", "prompt")}
     results = judged(hypotheses, verdicts, {**facts, "trust_exact": str(cfg.trust_exact)}, cfg.normaliser)
-    if (mass := sum(verdict.mass for verdict in verdicts) / len(verdicts)) < 0.5:
+    masses = [verdict.mass for verdict in verdicts if verdict is not UNASKED]
+    if masses and (mass := sum(masses) / len(masses)) < 0.5:
         say(f"warning: {cfg.judge.path} gives yes and no {mass:.2f} together: it would rather say something else")
     out = Path(cfg.out) if cfg.out else path.with_name("judged.json")
     scores.write_results(out, results)

@@ -46,12 +46,29 @@ def main(argv: list[str]) -> None:
     lexicon = asked.lexicon or _lexicon(settings.get("lexicon"), then.get("lexicon"))
     asked_for = {item.target_lang for item in hypotheses if item.task == "st"}
     languages = open_languages(lexicon, asked_for, LANGUAGES)
-    if not (folder / "hypotheses.jsonl").exists() or not source.samefile(folder / "hypotheses.jsonl"):
-        scores.write_hypotheses(folder / "hypotheses.jsonl", hypotheses)
-    table.write(folder, hypotheses, asked.normaliser or settings.get("normaliser", "mms"), languages)
+    normaliser = asked.normaliser or settings.get("normaliser", "mms")
+    _require_own(source, folder, then, normaliser, lexicon)
+    table.write(folder, hypotheses, normaliser, languages)
     table.show(folder)
     _write_report(folder, hypotheses, settings)
     print(f"report: {folder / 'report.html'}")
+
+
+def _require_own(source: Path, folder: Path, then: dict[str, Any], normaliser: str, lexicon: str | None) -> None:
+    """An evaluation's own results stay what it said: other texts, or other scores of them, go elsewhere.
+
+    Raises:
+        UserError: the folder holds another evaluation, or this one scored otherwise.
+    """
+    there = folder / table.HYPOTHESES
+    if (folder / evaluate.DONE).exists() and not (there.exists() and source.samefile(there)):
+        raise UserError(f"{folder} holds another evaluation; name another folder with --to")
+    settings = then.get("settings", {})
+    scored = (settings.get("normaliser"), settings.get("lexicon"))
+    if (folder / evaluate.DONE).exists() and scored != (normaliser, lexicon):
+        raise UserError(
+            f"{folder} was scored with normaliser {scored[0]} and lexicon {scored[1]}; name a folder with --to"
+        )
 
 
 def _lexicon(path: str | None, digest: str | None) -> str | None:

@@ -171,6 +171,10 @@ def to_task(row: dict[str, Any], where: str) -> Task:
     if row["task"] == "st" and not row["target_lang"]:
         raise UserError(f"{where}: st needs a target_lang, a code as fr")
     texts = {str(name): str(value) for name, value in variables.items() if value is not None}
+    try:
+        "".join([str(row["answer"]), *texts.values()]).encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: half a surrogate in {row['answer']!r} or its variables has no bytes") from None
     return Task(str(row["utterance_id"]), row["task"], texts, str(row["target_lang"] or "en"), str(row["answer"]))
 
 

@@ -11,10 +11,10 @@ import numpy as np
 
 from sm_train import config, files
 from sm_train.data import shards
-from sm_train.data.mds import file_digest
 from sm_train.data.mixing import Sources
 from sm_train.data.target_set import UTTERANCES
-from sm_train.exported.settings import STATE, WEIGHTS, SpeechLlmConfig
+from sm_train.exported.settings import STATE, SpeechLlmConfig
+from sm_train.models import adapter
 from sm_train.models.mapper import SpeechMapper
 from sm_train.runlog import METRICS, revision
 from sm_train.scoring.mappers import Trained
@@ -101,11 +101,11 @@ def _losses(path: Path, step: int) -> dict[str, float]:
 
 def _results(trained: Trained, evaluated: Path) -> tuple[tuple[Result, ...], str]:
     """The rows about these very weights, found by their hash, with the topline's."""
-    marker, digest = evaluated / "evaluation.json", file_digest(trained.folder / WEIGHTS)
+    marker, digests = evaluated / "evaluation.json", trained.digests()
     if not marker.exists() or not (evaluated / "results.json").exists():
         return (), trained.name
     hashed = files.read_object(marker).get("mappers")
-    named = next((name for name, value in (hashed or {}).items() if value == digest), None)
+    named = next((name for name, value in (hashed or {}).items() if value == digests), None)
     if named is None:
         return (), trained.name
     rows = read_results(evaluated / "results.json")
@@ -135,11 +135,16 @@ def _is_repository(path: str) -> bool:
 
 def _summary(said: SpeechLlmConfig, seen: Seen) -> str:
     speech, contract = said.speech_encoder, seen.trained.contract
+    changed = "Neither of the two was changed."
+    if adapter.folder_of(seen.trained.folder):
+        changed = (
+            "The LLM answers with a low-rank adapter that was trained with the mapper (`mapper/`, in peft's format)."
+        )
     return (
         f"A SpeechMapper ([arXiv 2601.20417](https://arxiv.org/abs/2601.20417)) of {seen.num_parameters:,} parameters: "
         f"it maps features of the frozen speech encoder `{contract['encoder']}` (layer {speech['layer']}, frames "
         f"averaged by {speech['pool']}) to input embeddings of the frozen LLM `{contract['llm']}`, which then answers "
-        "prompts about a recording. Neither of the two was changed."
+        f"prompts about a recording. {changed}"
     )
 
 

@@ -86,9 +86,14 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         require_same(wanted, same_tokenizer, f"LLM {asked.path}", _REMEDY.format("llm"))
         trained.require_template(frozen, _REMEDY.format("llm"))
         mapped = trained.as_system(read_targets(root, config.targets), config.trim, frozen.device)
-        model = cls(config, SpeechLlmProcessor.from_pretrained(root), encoder, mapped, frozen)
+        model = cls(config, _processor(config, root), encoder, mapped, frozen)
         model.generation_config.max_new_tokens = GenerationConfig.from_pretrained(root).max_new_tokens
         return model
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the LLM answers with a low-rank adapter that was trained with the mapper."""
+        return self._mapped.adapter is not None
 
     @overload
     def generate(
@@ -144,8 +149,9 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
 
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor | None = None) -> Any:
         """The LLM on prompts of :meth:`prompt_embeds`, [B, L, D], left-padded: its output, with logits [B, L, V]."""
+        places = None if attention_mask is None else (attention_mask.cumsum(dim=1) - 1).clamp(min=0)
         with self._frozen.adapters.at_work(self._mapped.adapter):
-            return self.llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask)
+            return self.llm(inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=places)
 
     @torch.inference_mode()
     def _prompts(self, pairs: Sequence[tuple[Audio, str]], sampling_rate: int | None) -> list[Tensor]:
@@ -170,6 +176,14 @@ class SpeechLlm(PreTrainedModel):  # type: ignore[misc]
         raise UserError("a loaded model stays where it is: give from_pretrained(FOLDER, device=..., dtype=...) instead")
 
 
+def _processor(config: SpeechLlmConfig, root: Path) -> SpeechLlmProcessor:
+    processor: SpeechLlmProcessor = SpeechLlmProcessor.from_pretrained(root, trust_remote_code=False)
+    wanted = {"tokenizer_hash": config.targets["tokenizer_hash"]}
+    found = {"tokenizer_hash": tokenizer_hash(processor.tokenizer)}
+    require_same(wanted, found, f"tokenizer of {root}", "export the run again, or copy the folder again")
+    return processor
+
+
 def _encoder(config: SpeechLlmConfig, root: Path, path: str | None, device: str) -> SpeechEncoder:
     asked = config.encoder_config(root, path, device)
     encoder = SpeechEncoder(asked)
@@ -186,7 +200,12 @@ def _pairs(audio: Audio | Sequence[tuple[Audio, str]], prompt: str | None) -> tu
                 f"the prompt is {prompt!r}; give generate(audio, prompt), or a list of (audio, prompt) pairs"
             )
         return [(audio, prompt)], True
-    pairs = list(audio)
-    if prompt is not None or not all(isinstance(pair, tuple | list) and len(pair) == 2 for pair in pairs):
+    pairs = list(audio) if isinstance(audio, Sequence) else [None]
+    if prompt is not None or not all(_is_pair(pair) for pair in pairs):
         raise UserError("generate takes (audio, prompt), or one list of (audio, prompt) pairs")
-    return [(recording, asked) for recording, asked in pairs], False
+    return [(pair[0], str(pair[1])) for pair in pairs if pair is not None], False
+
+
+def _is_pair(given: Any) -> bool:
+    is_two = isinstance(given, tuple | list) and len(given) == 2
+    return is_two and isinstance(given[0], str | Path | np.ndarray) and isinstance(given[1], str)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,13 @@ from sm_train import config, files
 from sm_train.chat import Chat
 from sm_train.data.mds import file_digest
 from sm_train.data.mixing import Sources
+from sm_train.data.target_set import TargetSet
 from sm_train.errors import UserError
 from sm_train.exported import card
 from sm_train.exported.processor import SpeechFeatureExtractor
 from sm_train.exported.settings import INSIDE, MAPPER, STATE, TARGETS, WEIGHTS, SpeechLlmConfig
 from sm_train.models import adapter, checkpoints
+from sm_train.models.embedding import require_embeddings
 from sm_train.models.llm import DTYPES, greedy, read_generation
 from sm_train.models.speech import EncoderConfig, SpeechEncoder
 from sm_train.models.tokenizer import read_tokenizer, tokenizer_hash
@@ -77,7 +79,7 @@ def export(cfg: ExportConfig) -> Path:
         read_here = {**files.read_json(sources.folders[0] / "dataset.json"), **sources.targets.contract}
         trained.require_frozen(read_here)
         encoder = _write_encoder(cfg, trained, read_here, aside)
-        llm = _write_llm(cfg, trained, read_here, aside)
+        llm = _write_llm(cfg, trained, read_here, sources.sets, aside)
         rows = {"ids": torch.from_numpy(sources.targets.token_ids), "rows": sources.targets.rows_RD}
         save_file(rows, aside / TARGETS)
         os.chmod(aside / TARGETS, aside.stat().st_mode & 0o666)  # safetensors lets nobody else read what it writes
@@ -169,7 +171,9 @@ def _write_encoder(cfg: ExportConfig, trained: Trained, read_here: dict[str, Any
     return {**_place(cfg, path, revision, folder, aside / "encoder"), **of_checkpoint, **hashes}
 
 
-def _write_llm(cfg: ExportConfig, trained: Trained, read_here: dict[str, Any], aside: Path) -> dict[str, Any]:
+def _write_llm(
+    cfg: ExportConfig, trained: Trained, read_here: dict[str, Any], sets: Sequence[TargetSet], aside: Path
+) -> dict[str, Any]:
     """Tokenizer, template and generation settings; returns what config.json says of the LLM."""
     path, revision = cfg.llm or trained.contract["llm"], trained.contract["llm_revision"]
     revision = None if cfg.llm else revision
@@ -184,6 +188,8 @@ def _write_llm(cfg: ExportConfig, trained: Trained, read_here: dict[str, Any], a
     settings.save_pretrained(aside)
     tokenizer.save_pretrained(aside)
     assert tokenizer_hash(read_tokenizer(aside)) == read_here["tokenizer_hash"]
+    for targets in sets:
+        require_embeddings(folder, targets)
     return {**_place(cfg, path, revision, folder, aside / "llm"), "hash": hashed}
 
 

@@ -82,7 +82,11 @@ def add(llm: Any, description: Mapping[str, Any], name: str = _NAME) -> None:
 
 
 class WithAdapter(nn.Module):
-    """What joint training trains: a mapper and an LLM's adapter, as one module under a checkpoint's names."""
+    """What joint training trains: a mapper and an LLM's adapter, as one module under a checkpoint's names.
+
+    Raises:
+        UserError: the adapter is beside layers that are not linear.
+    """
 
     def __init__(self, mapper: SpeechMapper, llm: Any) -> None:
         super().__init__()
@@ -90,6 +94,9 @@ class WithAdapter(nn.Module):
         # Its layers live inside the LLM; here they are found by those who cast or count what is trained.
         self.layers = nn.ModuleList(module for module in llm.modules() if _is_part(module))
         self._names = {id(tensor): name for name, tensor in _tensors(llm, _NAME).items()}
+        trained = {id(parameter) for parameter in llm.parameters() if parameter.requires_grad}
+        if not trained or trained != {id(parameter) for parameter in self.layers.parameters()}:
+            raise UserError("lora.modules must all be linear layers of the LLM, as q_proj; an embedding is none")
 
     def named_parameters(
         self, prefix: str = "", recurse: bool = True, remove_duplicate: bool = True
@@ -98,6 +105,13 @@ class WithAdapter(nn.Module):
         yield from self.mapper.named_parameters()
         for parameter in self.layers.parameters():
             yield PREFIX + self._names[id(parameter)], parameter
+
+
+def train(llm: Any, mode: bool) -> None:
+    """The adapter's dropout at work or not; the LLM stays as it is."""
+    for module in llm.modules():
+        if _is_part(module):
+            module.train(mode)
 
 
 def split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -63,6 +63,10 @@ class Verdict:
         return self.yes > 0.5
 
 
+UNASKED = Verdict(1.0, 0.0)
+"""Of an answer that is the reference, where such are right without being asked."""
+
+
 class Judge:
     """A causal LLM that says yes or no; its weights are loaded at the first question.
 

@@ -54,7 +54,8 @@ def judged(
     """Results of each (system, split, group of prompts), with 95% bootstrap intervals over utterances.
 
     The accuracy by the judge; its agreement with the exact rule (the accuracy of results.json), as a share and beyond
-    chance; and the mean probability of yes and no together. ``facts`` of the judge go into the signatures.
+    chance; and the mean probability of yes and no together, of those answers that it was asked about. ``facts`` of the
+    judge go into the signatures.
     """
     groups: dict[tuple[str, str, str], list[int]] = defaultdict(list)
     for number, item in enumerate(hypotheses):
@@ -71,16 +72,23 @@ def judged(
         mass = np.array([verdicts[i].mass for i in numbers])
         cells = np.stack([right * rule[:, 0], right * (1 - rule[:, 0]), (1 - right) * rule[:, 0]], axis=1)
         cells = np.column_stack([cells, ones - cells.sum(axis=1)])
+        asked = mass > 0
         for metric, stats, compute, signature in (
             (ACCURACY, np.stack([right, ones], axis=1), scores.share, ours),
             (AGREEMENT, cells, _agreement, f"{ours}|rule:{of_rule}"),
             (KAPPA, cells, kappa, f"{ours}|rule:{of_rule}"),
-            (MASS, np.stack([mass, ones], axis=1), scores.share, ours),
+            (MASS, np.stack([mass, asked], axis=1), _share_of_asked, ours),
         ):
+            if metric == MASS and not asked.any():
+                continue
             interval = scores.with_interval(stats, rows, compute)
             signature = f"{metric}|{signature}"
             results.append(Result(system, "sqa", metric, *interval, len(items), split, signature, prompts))
     return results
+
+
+def _share_of_asked(sums: Floats) -> float:
+    return scores.share(sums) if sums[1] else 1.0
 
 
 def _agreement(cells: Floats) -> float:

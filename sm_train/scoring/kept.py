@@ -12,11 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-from sm_train import files
+from sm_train import config, files
 from sm_train.errors import UserError
 
 FOLDER = f"{files.ASIDE}answers"
-_ASKED = "asked.json"
 _PATIENCE_S = 30.0
 """A network file system may show a file of another host that late."""
 
@@ -53,19 +52,14 @@ class Kept:
     """The answers of one evaluation, by (system, piece), in a folder that all its ranks share.
 
     A piece is a line of JSON, and each process writes a file of its own: a line that a killed one has torn is passed
-    over, and its piece is answered again.
+    over, and its piece is answered again. The folder is named by ``asked``, all that the answers follow from: what was
+    asked otherwise is neither read nor lost.
     """
 
-    def __init__(self, results: Path, rank: int = 0) -> None:
-        self.folder, self.rank = results / FOLDER, rank
+    def __init__(self, results: Path, asked: Mapping[str, Any], rank: int = 0) -> None:
+        self.rank, self._results = rank, results
+        self.folder = results / f"{FOLDER}-{config.fingerprint(asked)}"
         self._file: TextIO | None = None
-
-    def begin(self, asked: Mapping[str, Any]) -> None:
-        """Drop what was kept, unless it answers what is asked now; for rank 0, before any other reads."""
-        path = self.folder / _ASKED
-        if not path.exists() or files.read_json(path) != asked:
-            self.remove()
-            files.write_json(path, asked)
 
     def read(self) -> dict[tuple[int, int], Answered]:
         """Every piece that is there."""
@@ -99,6 +93,7 @@ class Kept:
     def add(self, system: int, piece: int, answered: Answered) -> None:
         """Keep one more."""
         if self._file is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
             handle, _ = tempfile.mkstemp(".jsonl", f"rank{self.rank}-", self.folder)
             self._file = os.fdopen(handle, "w", encoding="utf-8")
         self._file.write(json.dumps({"system": system, "piece": piece, **asdict(answered)}) + "\n")
@@ -111,5 +106,6 @@ class Kept:
             self._file = None
 
     def remove(self) -> None:
-        """Leave nothing."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Leave nothing, of other evaluations into this folder neither."""
+        for folder in self._results.glob(f"{FOLDER}-*"):
+            shutil.rmtree(folder, ignore_errors=True)

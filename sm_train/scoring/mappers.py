@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from sm_train import files
+from sm_train.data.mds import file_digest
 from sm_train.data.shards import require_same
 from sm_train.data.target_set import TargetTable
 from sm_train.errors import UserError
@@ -24,6 +25,7 @@ SCRATCH = "scratch"
 """What a run that began with no mapper has as its ``mapper_hash``."""
 TUNED_TRIM = "none"
 """Tuning puts every position in the prompt, so a tuned mapper is heard that way too."""
+_OF_TRAINING = ("moments", "state")
 _FROZEN = ("encoder_hash", "layer", "pool", "tokenizer_hash", "pad_id")
 _TUNE = "tune"
 _RENDERED = "rendered."
@@ -48,6 +50,11 @@ class Trained:
     def has_text_alone(self) -> bool:
         """Whether tuning put the text's positions alone in the prompt."""
         return bool(self.contract.get("splice", "all") == "text")
+
+    def digests(self) -> dict[str, str]:
+        """Of every file of the checkpoint that answers follow from, by name."""
+        found = (path for pattern in ("*.safetensors", "*.json") for path in self.folder.glob(pattern))
+        return {path.name: file_digest(path) for path in sorted(found) if path.stem not in _OF_TRAINING}
 
     def as_system(self, targets: TargetTable, trim: str, device: torch.device) -> Mapped:
         """The mapper, loaded; ``trim`` says where the positions of a mapper end that was not tuned with all of them."""
@@ -93,7 +100,7 @@ def read(run: Path, folder: Path) -> Trained:
         return Trained(run, folder, contract, STAGE_1)
     tasks = sorted((task for task, weight in contract["tasks"].items() if weight > 0), key=_order)
     loss = "CE+MSE" if contract["objective.sigma"] > 0 else "CE"
-    began = "joint" if contract["mapper_hash"] == SCRATCH else "stage 2"
+    began = "joint" if contract.get("mapper_hash") == SCRATCH else "stage 2"
     text = ", text alone" if contract.get("splice", "all") == "text" else ""
     lora = " + LoRA" if contract.get("lora.rank") else ""
     return Trained(run, folder, contract, f"{began} {'/'.join(tasks).upper()}-{loss}{text}{lora}")

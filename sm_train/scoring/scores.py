@@ -45,13 +45,16 @@ class _Record:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """From such a dictionary; keys beyond the fields are ignored, a missing one is a :class:`UserError`.
+        """From such a dictionary; keys beyond the fields are ignored, a missing or wrong one is a :class:`UserError`.
 
         A field with a default is newer than some files are: there the default stands.
         """
         missing = [field.name for field in fields(cls) if field.name not in values and field.default is MISSING]
         if missing:
             raise UserError(f"a {cls.__name__.lower()} lacks {', '.join(missing)}: it has {sorted(values)}")
+        texts = [field.name for field in fields(cls) if field.type == "str" and field.name in values]
+        if wrong := [name for name in texts if not isinstance(values[name], str)]:
+            raise UserError(f"a {cls.__name__.lower()} has {wrong[0]} {values[wrong[0]]!r}, which is no text")
         return cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
 
 
@@ -196,13 +199,10 @@ def with_interval(
     stats: Floats, rows: NDArray[np.intp], compute: Callable[[Floats], float]
 ) -> tuple[float, float, float]:
     """(value, low, high) of a metric: 95% percentile bootstrap over utterances, equal draws for equal U."""
-    stats_UK = _by_utterance(stats, rows)
+    stats_UK, draw = _by_utterance(stats, rows), np.random.default_rng(SEED)
     num_utterances = len(stats_UK)
-    draw = np.random.default_rng(SEED)
-    values: list[float] = []
-    for _ in range(RESAMPLES):
-        times_drawn_U = np.bincount(draw.integers(num_utterances, size=num_utterances), minlength=num_utterances)
-        values.append(compute(times_drawn_U @ stats_UK))
+    draws = (draw.integers(num_utterances, size=num_utterances) for _ in range(RESAMPLES))
+    values = [compute(np.bincount(drawn, minlength=num_utterances) @ stats_UK) for drawn in draws]
     low, high = np.percentile(values, [2.5, 97.5])
     return compute(stats_UK.sum(axis=0)), float(low), float(high)
 

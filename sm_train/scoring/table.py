@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from sm_train.data.mds import file_digest
 from sm_train.scoring import robustness, scores
 from sm_train.scoring.language import Languages
 from sm_train.scoring.scores import IN_LANGUAGE, Hypothesis, Result
+
+HYPOTHESES = "hypotheses.jsonl"
+_OF_HYPOTHESES = ("judged.json", "comet.json")
 
 
 def table(results: Sequence[Result]) -> str:
@@ -39,7 +43,15 @@ def table(results: Sequence[Result]) -> str:
 
 
 def write(folder: Path, hypotheses: Sequence[Hypothesis], normaliser: str, languages: Languages | None) -> None:
-    """results.json, and robustness.json where it says something."""
+    """hypotheses.jsonl, results.json, and robustness.json where it says something.
+
+    What a judge or COMET said of other hypotheses goes.
+    """
+    said = folder / HYPOTHESES
+    before = file_digest(said) if said.exists() else ""
+    scores.write_hypotheses(said, hypotheses)
+    for name in _OF_HYPOTHESES if file_digest(said) != before else ():
+        (folder / name).unlink(missing_ok=True)
     scores.write_results(folder / "results.json", scores.score(hypotheses, normaliser, languages))
     (folder / robustness.FILE).unlink(missing_ok=True)
     if robustness.is_told(hypotheses):

@@ -37,6 +37,10 @@ def pretrained(
     found = own or checkpoint.find(Path(path))
     theirs, targets = mappers.read(found.parent, found), speech.targets
     theirs.require_frozen({**speech.dataset, **targets.contract})
+    if not resumed and adapter.folder_of(found):
+        raise UserError(
+            f"{found} was trained with an adapter of the LLM, which would be lost; tune from one without it"
+        )
     if not resumed and theirs.is_tuned:
         say(f"warning: {found} is a tuned mapper ({theirs.name}); tuning goes on from it")
     if not resumed and all(theirs.contract.get(n) != targets.contract[n] for n in ("llm", "embedding_hash")):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from sm_train.data.target_set import TargetSet
 from sm_train.errors import LOST, UserError
 from sm_train.models.mapper import MapperConfig, SpeechMapper
 from sm_train.scoring import answers, mappers, robustness
-from sm_train.scoring.kept import Kept
+from sm_train.scoring.kept import FOLDER
 from sm_train.train import checkpoint
 from tests import builders, training
 
@@ -284,6 +285,11 @@ def test_two_ranks_write_what_one_does(job: Path, alone: Path, tmp_path: Path) -
     same_bytes(alone, out)
 
 
+def kept_in(out: Path) -> list[Path]:
+    """The files of answers that are kept there."""
+    return [path for path in out.glob(f"{FOLDER}-*/*.jsonl") if path.stat().st_size]
+
+
 def test_a_lost_rank_ends_all_and_the_same_command_goes_on(job: Path, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / alone.name
 
@@ -291,7 +297,7 @@ def test_a_lost_rank_ends_all_and_the_same_command_goes_on(job: Path, alone: Pat
         real = answers._answered
 
         def lost(*args: object) -> object:
-            if os.environ["RANK"] == "1" and Kept(out).read():
+            if os.environ["RANK"] == "1" and kept_in(out):
                 os.kill(os.getpid(), signal.SIGKILL)
             return real(*args)
 
@@ -300,7 +306,7 @@ def test_a_lost_rank_ends_all_and_the_same_command_goes_on(job: Path, alone: Pat
 
     assert training.in_ranks(2, lose_rank_1, timeout_s=300) == [LOST, -signal.SIGKILL]
     assert not (out / "evaluation.json").exists()
-    assert Kept(out).read()
+    assert kept_in(out)
     evaluate.main(words(job, out))
     same_bytes(alone, out)
 
@@ -329,6 +335,44 @@ def test_what_is_kept_is_not_asked_again(
     same_bytes(alone, out)
 
 
+def test_a_mistake_costs_no_answer(
+    job: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, real = tmp_path / alone.name, answers._answered
+    evaluate.main(words(job, out))
+    done = (out / "evaluation.json").read_bytes()
+    with pytest.raises(UserError, match="the folder does not exist"):
+        evaluate.main([*words(job, out), "llm.path=./nowhere"])
+    assert (out / "evaluation.json").read_bytes() == done
+    (out / "evaluation.json").unlink()
+
+    def answer(*args: object) -> object:
+        if kept_in(out):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(answers, "_answered", answer)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main(words(job, out))
+    before = kept_in(out)
+    with pytest.raises(UserError):
+        evaluate.main([*words(job, out), f"prompts={tmp_path / 'nowhere.yaml'}"])
+    with pytest.raises(KeyboardInterrupt):
+        evaluate.main([*words(job, out), "threads=2"])  # no answer follows from it: the same pieces
+    assert kept_in(out) == before
+
+
+def test_another_llm_is_another_evaluation(job: Path, tmp_path: Path) -> None:
+    cfg = config.load(evaluate.EvaluateConfig, words(job, tmp_path), "test")
+    llm = Path(shutil.copytree(cfg.llm.path, tmp_path / "llm"))
+    copied = dataclasses.replace(cfg, llm=dataclasses.replace(cfg.llm, path=str(llm)))
+    before = evaluate._described(copied, [])
+    weights = load_file(llm / "model.safetensors")
+    name = next(name for name in weights if "q_proj" in name)
+    save_file({**weights, name: 2 * weights[name]}, llm / "model.safetensors", {"format": "pt"})
+    assert {key for key, value in evaluate._described(copied, []).items() if value != before[key]} == {"llm"}
+
+
 def test_references_alone_and_a_mapper_alone(job: Path, alone: Path, tmp_path: Path) -> None:
     evaluate.main([*words(job, tmp_path / "references"), "run=null"])
     evaluate.main([*words(job, tmp_path / "mapper"), "references=false"])
@@ -345,6 +389,10 @@ def test_results_and_report_again_from_hypotheses(
     assert "stage 1, no LLM" in capsys.readouterr().out
     for name in ("hypotheses.jsonl", "results.json", "report.html"):
         assert (out / name).read_bytes() == (alone / name).read_bytes(), name
+    with pytest.raises(UserError, match="holds another evaluation; name another folder with --to"):
+        report.main(["--from-hyps", str(out / "hypotheses.jsonl"), "--to", str(alone)])
+    with pytest.raises(UserError, match="was scored with normaliser mms"):
+        report.main(["--from-hyps", str(alone / "hypotheses.jsonl"), "--normaliser", "none"])
     shutil.copytree(alone, tmp_path / "moved")
     done = files.read_json(alone / "evaluation.json")
     done["settings"]["shards"] = done["settings"]["run"] = str(tmp_path / "nowhere")

@@ -65,8 +65,9 @@ def test_an_export_says_what_evaluation_said(
     prompts = [line["prompt"].replace("{target_language}", "French") for line in asked]
     said = model.generate([(audio[line["id"]], prompt) for line, prompt in zip(asked, prompts, strict=True)])
     assert said == [line["hypothesis"] for line in asked]
-    assert len(set(said)) > len(said) // 2  # they could differ
-    assert [model.transcript(audio[line["id"]]) for line in heard] == [line["hypothesis"] for line in heard]
+    transcripts = [line["hypothesis"] for line in heard]
+    assert [model.transcript(audio[line["id"]]) for line in heard] == transcripts
+    assert len({*said, *transcripts}) > 2  # they could differ: nothing here was trained
     first = audio[asked[0]["id"]]
     assert ask.answer(runs[number], first, prompts[0], 12) == (model.transcript(first), said[0])
     card = (folder / "README.md").read_text()
@@ -75,14 +76,16 @@ def test_an_export_says_what_evaluation_said(
 
 
 LIGHT = """
-import importlib.abc, sys
-ALLOWED = set(sys.argv[1].split(","))
-class Refuse(importlib.abc.MetaPathFinder):
+import sys
+ALLOWED = {*sys.argv[1].split(","), *sys.stdlib_module_names}
+class Only:
+    def __init__(self, finder):
+        self.finder = finder
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
     def find_spec(self, name, path=None, target=None):
-        top = name.partition(".")[0]
-        if top not in ALLOWED and top not in sys.stdlib_module_names:
-            raise ModuleNotFoundError(f"No module named {top!r}, refused here", name=top)
-sys.meta_path.insert(0, Refuse())
+        return self.finder.find_spec(name, path, target) if name.partition(".")[0] in ALLOWED else None
+sys.meta_path[:] = [Only(finder) for finder in sys.meta_path]
 from sm_train.exported import SpeechLlm
 model = SpeechLlm.from_pretrained(sys.argv[2])
 print(model.generate(sys.argv[3], "What is said?"))
@@ -106,4 +109,4 @@ def test_answers_need_torch_transformers_and_little_else(exported: Path, manifes
         [sys.executable, "-c", LIGHT, allowed.replace(",xxhash", ""), exported, recording], env=builders.child_env(),
         cwd=exported, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert "No module named 'xxhash', refused here" in refused.stderr  # the refusal is at work
+    assert "No module named 'xxhash'" in refused.stderr  # it is as if it were not installed

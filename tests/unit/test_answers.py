@@ -84,10 +84,9 @@ def llm(llm_folder: Path) -> FrozenLlm:
 def answers(
     utterances: Utterances, llm: FrozenLlm, questions: list[Question], folder: Path, batch_size: int, ranks: int = 1
 ) -> tuple[list[Hypothesis], Work]:
-    kept = Kept(folder)
-    kept.begin({})
+    kept = Kept(folder, {})
     for rank in range(ranks):
-        answer_all([Parrot(llm)], llm, utterances, questions, 5, batch_size, Kept(folder, rank), (rank, ranks))
+        answer_all([Parrot(llm)], llm, utterances, questions, 5, batch_size, Kept(folder, {}, rank), (rank, ranks))
     hypotheses, work = merge([Parrot(llm)], utterances, questions, batch_size, kept)
     return hypotheses, work["parrot"]
 

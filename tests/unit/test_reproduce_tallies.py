@@ -133,12 +133,12 @@ def found() -> Results:
              for prompt, said in (("p", "a b"), ("q", "a c"))]  # fmt: skip
     whole = {**own, "two": own["one"] + own["two"]}
     wordings = {"two": robustness.robustness(asked, "mms")}
-    return Results(world, scores, own, whole, {"two": Compute(3000, 0, 0.5)}, wordings)
+    return Results(world, scores, own, whole, {"two": Compute(3000, 0, 0.5)}, wordings, ["old-0-evaluate"])
 
 
 def test_the_table_has_figures_seeds_and_costs_with_what_a_row_builds_on(found: Results) -> None:
     page = table.page(found, "tiny", "python -m it")
-    first = page.split("## Everything")[0]
+    first = page.split("## Wording")[0]
     assert "| system | seeds | SQA accuracy | LLM tokens | TFLOP | minutes |" in first
     assert "| the text |  | 1.000 (1.000 to 1.000) |  |  |  |" in first
     (stage_2,) = [line for line in first.splitlines() if line.startswith("| stage 2")]
@@ -147,6 +147,7 @@ def test_the_table_has_figures_seeds_and_costs_with_what_a_row_builds_on(found: 
     assert "| stage 2 | 1.5M | 1.0 (3.0) | 2.0 (12.0) | 3k | 0.5 |" in page
     assert "| stage 2 | asr WER | 25.0 (25.0 to 25.0) | 35.4 | 50.0 |  |" in page
     assert "Every question in 2 held-out wordings (known voices, one seed)" in page
+    assert page.endswith("than the world's now: old-0-evaluate.\n")
     assert "python -m it" in page
 
 

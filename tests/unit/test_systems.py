@@ -100,7 +100,7 @@ def test_vectors_stand_where_the_speech_stands(llm: FrozenLlm, monkeypatch: pyte
     seen: list[torch.Tensor] = []
     monkeypatch.setattr(llm, "answer", lambda prompts, _n: seen.extend(prompts) or ["ok"] * len(prompts))
     vectors_ND = torch.full((2, llm.embeddings.weight.shape[1]), 7.0)
-    systems.ask(llm, ["say\n{speech}\nagain"], [vectors_ND], 5)
+    systems.ask(llm, ["say\n{speech}\nagain"], [vectors_ND], 5, None)
     (prompt,) = seen
     at = (prompt == 7.0).all(dim=1).nonzero().flatten().tolist()
     assert len(at) == 2
@@ -115,7 +115,8 @@ def trained(run: Path, **contract: object) -> Trained:
 
 
 def tuned(run: Path, tasks: dict[str, float], sigma: float = 0.0, **contract: object) -> Trained:
-    return trained(run, **{"stage": "tune", "tasks": tasks, "objective.sigma": sigma, **contract})
+    of_run = {"stage": "tune", "tasks": tasks, "objective.sigma": sigma, "mapper_hash": "a", **contract}
+    return trained(run, **of_run)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ gender ending in w is a weak noun (den Löwen), whose accusative and dative sing
 from __future__ import annotations
 
 import csv
+import hashlib
 import typing
 from dataclasses import dataclass
 from functools import cache
@@ -194,3 +195,13 @@ def _only(rows: tuple[Row, ...], en: str) -> Row:
         if getattr(row, "en", None) == en:
             return row
     raise KeyError(en)
+
+
+@cache
+def frequency(word: str, skew: float) -> float:
+    """1 / (1 + skew u), with u from the word's hash, uniform in [0, 1).
+
+    Of N words the frequencies follow Zipf and Mandelbrot's law, 1 / (N / skew + rank).
+    """
+    u = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") / 2**64
+    return 1 / (1 + skew * u)

@@ -5,18 +5,16 @@ Every draw comes from one ``numpy.random.Generator``; the lexicon says which nou
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
 from itertools import accumulate
 from typing import TypeVar
 
 import numpy as np
 
 from tools.miniature.grammar import Clause, NounPhrase
-from tools.miniature.lexicon import Adjective, Lexicon, Noun, Preposition, Time, Verb
+from tools.miniature.lexicon import Adjective, Lexicon, Noun, Preposition, Time, Verb, frequency
 
 Item = TypeVar("Item")
 Word = TypeVar("Word", Noun, Adjective, Verb, Time)
@@ -27,21 +25,8 @@ DEFINITE = ("the", "the", "my", "our", "this")
 PLURAL = ("the", "these", "my", "our", *("two", "three", "four", "five", "six", "seven", "nine", "ten"))
 
 
-@cache
-def frequency(word: str, skew: float) -> float:
-    """1 / (1 + skew u), with u from the word's hash, uniform in [0, 1).
-
-    Of N words the frequencies follow Zipf and Mandelbrot's law, 1 / (N / skew + rank).
-    """
-    u = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "big") / 2**64
-    return 1 / (1 + skew * u)
-
-
 class Drawer:
-    """Draws words that fit together, no noun twice.
-
-    ``detail`` scales how often an optional word is there; ``skew`` is that of :func:`frequency`.
-    """
+    """Draws words that fit together, no noun twice; ``detail`` and ``skew`` as in WorldConfig."""
 
     def __init__(self, lexicon: Lexicon, rng: np.random.Generator, detail: float, skew: float = 0.0) -> None:
         self.lexicon = lexicon

@@ -14,7 +14,8 @@ from sm_train.scoring.language import Languages, open_languages
 from sm_train.scoring.robustness import Robustness
 from tools.reproduce import compute, tallies
 from tools.reproduce.compute import Compute
-from tools.reproduce.graph import REFERENCES, Places
+from tools.reproduce.graph import REFERENCES, Places, items_of
+from tools.reproduce.runner import Book
 from tools.reproduce.tallies import Interval, Place, Tally
 from tools.reproduce.world import METRICS, WorldConfig
 
@@ -36,6 +37,8 @@ class Results:
     """What an evaluation took, the first seed's, where it was counted; without FLOPs."""
     wordings: dict[str, list[Robustness]]
     """By task, of the first seed that was asked in every held-out wording."""
+    left_out: list[str]
+    """Items whose results are there, made by other words or from other inputs than the world's now."""
 
     def places(self, prompts: str, voices: str) -> list[Place]:
         """The columns of one group of prompts and voices that any row has a figure for."""
@@ -73,12 +76,14 @@ def read(world: WorldConfig, root: Path) -> Results:
     places = Places(root)
     cfg = config.load(EvaluateConfig, [world.evaluate.file, *world.evaluate.words, "run=unknown"], "tools.reproduce")
     languages = _languages(places.corpus / "lexicon.json")
-    found = Results(world, {}, {}, {}, {}, {})
-    references = _tallies(places.evaluation(REFERENCES, 0), cfg.normaliser, languages)
-    of_references = compute.of_evaluation(places.evaluation(REFERENCES, 0))
+    found, book = Results(world, {}, {}, {}, {}, {}, []), _Done(world, root)
+    found.left_out.extend(book.stale())
+    references = _tallies(book.evaluation(REFERENCES, 0), cfg.normaliser, languages)
+    of_references = compute.of_evaluation(places.evaluation(REFERENCES, 0)) if references else {}
     for row, asked in world.rows.items():
         seeds = [0] if asked.kind == "reference" else world.wordings.seeds
-        folders = (places.wordings(REFERENCES if asked.kind == "reference" else row, seed) for seed in seeds)
+        name = REFERENCES if asked.kind == "reference" else row
+        folders = filter(None, (book.wordings(name, seed) for seed in seeds))
         if entries := next(filter(None, (robustness.read(folder / robustness.FILE) for folder in folders)), []):
             mine = [e for e in entries if not e.system.endswith(tallies.NO_LLM)]
             found.wordings[row] = [e for e in mine if asked.kind != "reference" or e.system == row]
@@ -89,8 +94,7 @@ def read(world: WorldConfig, root: Path) -> Results:
                     found.heard[row] = of_references[row]
             continue
         for seed in world.seeds_of(row):
-            folder = places.evaluation(row, seed)
-            for of_system in _tallies(folder, cfg.normaliser, languages).values():
+            for of_system in _tallies(book.evaluation(row, seed), cfg.normaliser, languages).values():
                 for place, tally in of_system.items():
                     found.scores.setdefault(row, {}).setdefault(place, {})[seed] = tally
         if row in found.scores:
@@ -100,8 +104,35 @@ def read(world: WorldConfig, root: Path) -> Results:
     return found
 
 
-def _tallies(folder: Path, normaliser: str, languages: Languages | None) -> dict[str, dict[Place, Tally]]:
-    if not (folder / "evaluation.json").is_file():
+class _Done:
+    """What is there as the world now has it: another world's results in the same folder are none of it."""
+
+    def __init__(self, world: WorldConfig, root: Path) -> None:
+        seeds = sorted({seed for row in world.rows for seed in world.seeds_of(row)})
+        self._items = {item.name: item for item in items_of(world, root, list(world.rows), seeds)}
+        self._book, self._places = Book(root, list(self._items.values())), Places(root)
+
+    def evaluation(self, row: str, seed: int) -> Path | None:
+        """The folder of an evaluation that is done."""
+        name = f"{row}-{seed}-evaluate" if row != REFERENCES else REFERENCES
+        return self._places.evaluation(row, seed) if self._is_done(name) else None
+
+    def wordings(self, row: str, seed: int) -> Path | None:
+        """The same of one on all wordings."""
+        name = f"{row}-{seed}" if row != REFERENCES else REFERENCES
+        return self._places.wordings(row, seed) if self._is_done(f"{name}-wordings") else None
+
+    def stale(self) -> list[str]:
+        """Evaluations that are there and not of this world."""
+        evaluations = (item for item in self._items.values() if item.kind == "evaluate")
+        return [item.name for item in evaluations if item.makes.exists() and not self._book.is_done(item)]
+
+    def _is_done(self, name: str) -> bool:
+        return name in self._items and self._book.is_done(self._items[name])
+
+
+def _tallies(folder: Path | None, normaliser: str, languages: Languages | None) -> dict[str, dict[Place, Tally]]:
+    if folder is None:
         return {}
     metrics = [name for name in METRICS if languages or not name.endswith("in language")]
     return tallies.read(folder, normaliser, languages, metrics)

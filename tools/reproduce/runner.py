@@ -19,6 +19,7 @@ from pathlib import Path
 from statistics import mean
 from types import FrameType
 from typing import Any
+from uuid import uuid4
 
 from sm_train import files
 from sm_train.runlog import clock
@@ -47,9 +48,10 @@ class Book:
     root: Path
     items: Sequence[Item]
     _hashes: dict[str, str] = field(init=False, repr=False)
+    _named: dict[str, Item] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._hashes = hashes(self.items)
+        self._hashes, self._named = hashes(self.items), {item.name: item for item in self.items}
 
     def log(self, item: Item) -> Path:
         """Where an item's lines go."""
@@ -61,14 +63,16 @@ class Book:
         return files.read_object(path) if path.is_file() else {}
 
     def is_done(self, item: Item) -> bool:
-        """Whether an item was done with this very command and these inputs, and what it made is still there."""
+        """Whether an item was done with this very command, on what is there now, and what it made is still there."""
         said = self.note(item)
-        return bool(said.get("done")) and said["hash"] == self._hashes[item.name] and item.makes.exists()
+        return bool(said.get("done")) and self._is_same(item, said) and item.makes.exists()
 
     def objection(self, item: Item) -> str | None:
         """Why an item must not be begun: its folder holds what another command has begun."""
         said = self.note(item)
-        if item.keeps is None or not item.keeps.exists() or said.get("hash") in (None, self._hashes[item.name]):
+        if item.keeps is None or not item.keeps.exists() or not said:
+            return None
+        if self._is_same(item, said):
             return None
         return f"{item.keeps} was begun with other words or inputs; remove it, or give another out=FOLDER"
 
@@ -79,7 +83,16 @@ class Book:
         words = f"python -m {shlex.join(item.command)}"
         taken = seconds + (before["seconds"] if same else 0.0)
         note = {"hash": self._hashes[item.name], "command": words, "kind": item.kind, "seconds": taken, "done": done}
-        files.write_json(self._path(item), note)
+        made = {"token": uuid4().hex} if done else {}
+        files.write_json(self._path(item), {**note, "built_on": self._built_on(item), **made})
+
+    def _is_same(self, item: Item, said: Mapping[str, Any]) -> bool:
+        on = self._built_on(item)
+        return said.get("hash") == self._hashes[item.name] and said.get("built_on", on) == on
+
+    def _built_on(self, item: Item) -> dict[str, str | None]:
+        """By need the token of its last completion: done again, it makes another thing."""
+        return {name: self.note(self._named[name]).get("token") for name in item.needs}
 
     def expected_s(self, item: Item) -> float | None:
         """What an item takes, by those of its row, or else of its kind, that are done; None where there are none."""
@@ -110,7 +123,10 @@ def run_items(items: Sequence[Item], root: Path, jobs: int) -> list[Failed]:
         KeyboardInterrupt: on Ctrl-C or SIGTERM, once every child has left.
     """
     book, failed = Book(root, items), list[Failed]()
-    waiting = [item for item in items if not book.is_done(item)]
+    waiting = list[Item]()
+    for item in items:  # what is needed stands before
+        if not book.is_done(item) or {other.name for other in waiting} & set(item.needs):
+            waiting.append(item)
     running: list[_Child] = []
     with _terminated_as_interrupted():
         try:

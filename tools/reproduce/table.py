@@ -24,6 +24,8 @@ def page(found: Results, name: str, command: str) -> str:
         parts.append(f"## Wording of the prompt\n\n{_wordings(found)}")
     parts.append(f"## Everything\n\n{_all(found)}")
     parts.append(f"## Compute\n\n{_compute(found)}")
+    if found.left_out:
+        parts.append(f"Left out, as made by other words or inputs than the world's now: {', '.join(found.left_out)}.")
     return "\n\n".join(parts) + "\n"
 
 

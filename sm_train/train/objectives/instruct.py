@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sm_train import config
 from sm_train.data.batches import Columns
 from sm_train.data.instructions import IGNORED
+from sm_train.models import adapter
 from sm_train.models.mapper import SpeechMapper, mask, positions_of
 from sm_train.records import PromptedBatch
 from sm_train.train.objectives.padded import PaddedRegression
@@ -72,6 +73,7 @@ class InstructObjective(nn.Module):
         super().train(mode)
         # Transformers recomputes activations in training mode only, which changes nothing else without dropout.
         self.llm.train(mode and self.llm.is_activation_checkpointing)
+        adapter.train(self.llm, mode)
         return self
 
     def counts(self, columns: Columns) -> dict[str, NDArray[np.int64]]:
