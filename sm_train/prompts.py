@@ -80,8 +80,12 @@ def with_speech(prompt: str) -> str:
     """A person's prompt as a message: behind the speech, unless it says itself where the speech stands.
 
     Raises:
-        UserError: it has more than one ``{speech}``.
+        UserError: it is empty, has more than one ``{speech}``, or a placeholder that nothing fills.
     """
+    if not prompt.replace(SPEECH, "").strip():
+        raise UserError(f"the prompt is {prompt!r}; say what to do with the speech")
+    if unfilled := set(re.findall(r"\{[a-z_]+\}", prompt)) - {SPEECH}:
+        raise UserError(f"the prompt has {min(unfilled)}, which nothing fills; write the words themselves")
     message = prompt if SPEECH in prompt else f"{SPEECH}\n{prompt}"
     require_speech(message, "the prompt")
     return message

@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from-hyps", type=Path, required=True, metavar="FILE", help="hypotheses.jsonl of evaluations")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the results go; the hypotheses' own folder")
     parser.add_argument("--lexicon", metavar="FILE", help="JSON file of words by language; the evaluation's, or none")
-    parser.add_argument("--normaliser", help=f"{' | '.join(NORMALISERS)}; the evaluation's, or mms")
+    parser.add_argument("--normaliser", choices=NORMALISERS, help="the evaluation's, or mms")
     return parser
 
 

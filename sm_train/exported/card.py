@@ -21,6 +21,7 @@ from sm_train.scoring.mappers import Trained
 from sm_train.scoring.scores import Result, read_results
 from sm_train.scoring.systems import TOPLINE
 
+_ASKED = {"train": "", "held_out": ", held-out prompts"}
 _NON_COMMERCIAL = "cc-by-nc-4.0"
 _LICENCES = {"facebook/seamless-m4t-v2-": _NON_COMMERCIAL, "facebook/w2v-bert-2.0": "mit"}
 
@@ -189,13 +190,15 @@ def _scores(seen: Seen) -> list[str]:
     if not seen.results:
         return ["", "## Scores", "", "Not evaluated: no results about these weights were found when it was exported."]
     head = "| system | split and task | metric | value | 95% interval | items |"
-    return ["", "## Scores", "", head, "|---|---|---|---|---|---|", *_rows(seen.results), "",
-            "The topline is the LLM on the reference transcript, as text."]  # fmt: skip
+    lines = ["", "## Scores", "", head, "|---|---|---|---|---|---|", *_rows(seen.results)]
+    if any(row.system == TOPLINE for row in seen.results):
+        lines += ["", "The topline is the LLM on the reference transcript, as text."]
+    return lines
 
 
 def _rows(results: Sequence[Result]) -> list[str]:
     return [
-        f"| {row.system} | {row.split}, {row.task} | {row.metric} | {row.value:.4g} | "
+        f"| {row.system} | {row.split}, {row.task}{_ASKED[row.prompts]} | {row.metric} | {row.value:.4g} | "
         f"{row.low:.4g} to {row.high:.4g} | {row.count} |"
         for row in results
     ]

@@ -24,6 +24,9 @@ from sm_train.prompts import with_speech
 Audio = str | Path | NDArray[Any]
 """A file of audio, or samples [S] or [S, channels] in [-1, 1]."""
 
+_LOUDEST = 16.0
+"""Clipped or normalised speech stays well below; integers that were cast to floats do not."""
+
 
 class SpeechFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
     """Audio to the input of the encoder: ``preprocessor_config.json`` holds every number of it.
@@ -51,6 +54,8 @@ class SpeechFeatureExtractor(FeatureExtractionMixin):  # type: ignore[misc]
         """
         named = f"recording {recording}" if isinstance(recording, str | Path) else "the recording"
         if isinstance(recording, str | Path):
+            if sampling_rate is not None:
+                raise UserError(f"{named} has a rate of its own; leave sampling_rate={sampling_rate} out")
             try:
                 samples_S = audio.load(recording)
             except audio.BadAudio as error:
@@ -105,8 +110,8 @@ def _chat(tokenizer: Any) -> Chat:
 
 def _samples(given: NDArray[Any], sampling_rate: int | None) -> NDArray[np.float32]:
     """An array of samples as mono at 16 kHz [S]."""
-    if sampling_rate is None or sampling_rate < 1:
-        raise UserError(f"sampling_rate is {sampling_rate}; give that of the samples in Hz, as sampling_rate=16000")
+    if not isinstance(sampling_rate, int | np.integer) or sampling_rate < 1:
+        raise UserError(f"sampling_rate is {sampling_rate!r}; give that of the samples in Hz, as sampling_rate=16000")
     if given.dtype.kind != "f" or given.ndim not in (1, 2):
         raise UserError(
             f"the recording is an array of {given.dtype} of shape {given.shape}; give samples [S] or [S, channels] as "
@@ -114,5 +119,11 @@ def _samples(given: NDArray[Any], sampling_rate: int | None) -> NDArray[np.float
         )
     if not np.isfinite(given).all():
         raise UserError("the recording has samples that are NaN or infinite; give finite ones")
+    if given.ndim == 2 and given.shape[1] > given.shape[0]:
+        raise UserError(f"the recording is of shape {given.shape}; give [S] or [S, channels], its transpose")
+    if given.size and np.abs(given).max() > _LOUDEST:
+        raise UserError(
+            f"the recording reaches {np.abs(given).max():g}; give floats in [-1, 1] (int16 divided by 32768)"
+        )
     samples = given.astype(np.float32)
     return audio.resample(samples[:, None] if samples.ndim == 1 else samples, sampling_rate)

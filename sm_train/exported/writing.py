@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,6 +97,12 @@ def export(cfg: ExportConfig) -> Path:
         )
         said.save_pretrained(aside)
         seen = card.read(trained, sources, Path(cfg.results) if cfg.results else trained.run)
+        if cfg.results and not seen.results:
+            raise UserError(
+                f"results={cfg.results} holds no scores of these weights; name an evaluation of {trained.folder}"
+            )
+        if not seen.results:
+            print("no scores for the card: give results=FOLDER of an evaluation of these weights", file=sys.stderr)
         files.write_text(aside / "README.md", card.write(to.name, said, seen, cfg.licence))
     return to
 

@@ -335,9 +335,7 @@ def test_what_is_kept_is_not_asked_again(
     same_bytes(alone, out)
 
 
-def test_a_mistake_costs_no_answer(
-    job: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_mistake_costs_no_answer(job: Path, alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out, real = tmp_path / alone.name, answers._answered
     evaluate.main(words(job, out))
     done = (out / "evaluation.json").read_bytes()

@@ -17,11 +17,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from sm_train import config
 from sm_train.errors import UserError, run_command
 from sm_train.runlog import clock
 from tools.reproduce import publish, results, world
 from tools.reproduce.graph import Item, items_of
 from tools.reproduce.runner import Book, run_items, tail
+from tools.reproduce.world import ClaimConfig, RowConfig, WorldConfig
 
 T = TypeVar("T")
 
@@ -48,8 +50,8 @@ def main(argv: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        "python -m tools.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        "python -m tools.reproduce", description=__doc__, epilog=_keys(), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--world", required=True, help="a name in configs/reproduce, or a YAML file")
     parser.add_argument("--seeds", nargs="+", type=int, help="these alone; those of the world if not given")
@@ -61,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--table", action="store_true", help="run nothing: make the table of what is there")
     parser.add_argument("--to", type=Path, help="folder to copy table, claims and pictures to, such as docs/results")
     return parser
+
+
+def _keys() -> str:
+    """What a world's file may say."""
+    kinds = {"a world": WorldConfig, "rows.KEY": RowConfig, "each of claims": ClaimConfig}
+    return "\n\n".join(f"keys of {name}:\n{config.describe(kind)}" for name, kind in kinds.items()).replace("%", "%%")
 
 
 def _at_least_one(text: str) -> int:
@@ -87,7 +95,8 @@ def _show(items: Sequence[Item], root: Path, jobs: int) -> None:
         print(f"{item.name:32} {about:16} {' '.join(item.needs)}\n    python -m {shlex.join(item.command)}")
     num_done = sum(map(book.is_done, items))
     beyond = f", {unknown} items of unknown length beside" if unknown else ""
-    print(f"{len(items)} items, {num_done} done; left: about {clock(left_s / jobs)} with {jobs} jobs{beyond}")
+    about = f"about {clock(left_s / jobs)} with {jobs} jobs{beyond}" if left_s or not unknown else "unknown yet"
+    print(f"{len(items)} items, {num_done} done; left: {about}")
 
 
 if __name__ == "__main__":

@@ -15,10 +15,20 @@ from typing import Any
 from sm_train import config
 from sm_train.data.mds import file_digest
 from sm_train.encoding.settings import PrecomputeConfig
+from sm_train.evaluate import EvaluateConfig
 from sm_train.pretrain import PretrainConfig
+from sm_train.tune import TuneConfig
+from tools.miniature.corpus import CorpusConfig
 from tools.reproduce.world import MAIN, StageConfig, WorldConfig
 
 REFERENCES = "references"
+_SCHEMAS: dict[str, type[Any]] = {
+    "tools.miniature.corpus": CorpusConfig,
+    "sm_train.precompute": PrecomputeConfig,
+    "sm_train.pretrain": PretrainConfig,
+    "sm_train.tune": TuneConfig,
+    "sm_train.evaluate": EvaluateConfig,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +112,8 @@ class _Maker:
         self.llms = tuple(_weights(target.llm) for target in precompute.targets)
 
     def _add(self, item: Item) -> str:
+        if item.name not in self.items and (schema := _SCHEMAS.get(item.command[0])):
+            config.load(schema, list(item.command[1:]), item.name)  # what is misspelt is said before anything begins
         self.items.setdefault(item.name, item)
         return item.name
 

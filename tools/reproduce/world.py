@@ -141,7 +141,8 @@ def _check_claim(claim: ClaimConfig, world: WorldConfig) -> None:
         value = getattr(claim, name)
         for one in [value] if isinstance(value, str) else value:
             if one not in choices:
-                raise ValueError(f"claim {claim.says!r}: {name} names {one!r}; those known are {', '.join(choices)}")
+                there = ", ".join(map(repr, choices))
+                raise ValueError(f"claim {claim.says!r}: {name} names {one!r}; those known are {there}")
     if claim.above is not None and claim.below is not None:
         raise ValueError(f"claim {claim.says!r}: give above or below, not both")
 
