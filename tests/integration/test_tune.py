@@ -21,7 +21,7 @@ from torch import Tensor
 from sm_train import errors, tune
 from sm_train.models.llm import load_model
 from sm_train.models.mapper import SpeechMapper
-from sm_train.train import start
+from sm_train.train import origin, start
 from tests import training, tuning
 
 pytestmark = pytest.mark.slow
@@ -405,9 +405,9 @@ def test_ranks_that_found_different_mappers_stop_before_the_llm_is_loaded(
 
     def work() -> None:
         tune.load_model = None  # type: ignore[assignment]
-        find = tune.checkpoint.find
+        find = origin.checkpoint.find
         if os.environ["RANK"] == "1":
-            tune.checkpoint.find = lambda _path: find(other)
+            origin.checkpoint.find = lambda _path: find(other)
         with pytest.raises(errors.UserError, match="its ranks have read different checkpoints"):
             tuning.train(path)
 
