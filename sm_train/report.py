@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from sm_train import config, evaluate, files
 from sm_train.data.mds import file_digest
 from sm_train.data.target_set import TargetSet
-from sm_train.data.text import NORMALISERS
+from sm_train.data.text import NORMALISERS, normalise
 from sm_train.errors import UserError, printable, run_command
 from sm_train.models.speech import device_here
 from sm_train.prompts import LANGUAGES
@@ -47,6 +47,7 @@ def main(argv: list[str]) -> None:
     asked_for = {item.target_lang for item in hypotheses if item.task == "st"}
     languages = open_languages(lexicon, asked_for, LANGUAGES)
     normaliser = asked.normaliser or settings.get("normaliser", "mms")
+    normalise("", normaliser)  # an unknown one is refused before anything is written
     _require_own(source, folder, then, normaliser, lexicon)
     table.write(folder, hypotheses, normaliser, languages)
     table.show(folder)
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--from-hyps", type=Path, required=True, metavar="FILE", help="hypotheses.jsonl of evaluations")
     parser.add_argument("--to", type=Path, metavar="FOLDER", help="where the results go; the hypotheses' own folder")
     parser.add_argument("--lexicon", metavar="FILE", help="JSON file of words by language; the evaluation's, or none")
-    parser.add_argument("--normaliser", choices=NORMALISERS, help="the evaluation's, or mms")
+    parser.add_argument("--normaliser", help=f"{' | '.join(NORMALISERS)}; the evaluation's, or mms")
     return parser
 
 
