@@ -52,7 +52,7 @@ def overall(verdicts: list[Verdict]) -> str:
     if len(set(said)) == 1:
         return said[0]
     counts = [f"{says} on {said.count(says)}" for says in (HOLDS, FAILS, OPEN) if says in said]
-    return f"{'holds in part' if HOLDS in said else OPEN} ({', '.join(counts)})"
+    return f"{HOLDS if HOLDS in said else FAILS} in part ({', '.join(counts)})"
 
 
 def page(found: Results, name: str, command: str) -> str:
